@@ -1,0 +1,36 @@
+"""Fixtures shared by all tests: prepared models, and no network but loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def packaged_models() -> Path:
+    """Folder of the prepared packaged models (``make models`` makes it)."""
+    folder = Path(os.environ.get("THIMBLE_TEST_MODELS", ROOT / "models"))
+    if not (folder / "smollm2-135m-instruct").is_dir():
+        pytest.fail("the packaged models are not prepared: run `make models` (make test does) first")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection that leaves this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> object:
+        if isinstance(address, tuple) and address and address[0] not in ("127.0.0.1", "localhost", "::1", "0.0.0.0"):
+            raise OSError(f"tests may not connect to {address[0]}")
+        return connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
