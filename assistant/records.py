@@ -64,6 +64,38 @@ class DocumentInfo:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+SEPARATOR = "\n\n"
+"""What stands between two segments in a document's extracted text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a document as its loader gives it: a paragraph, a heading, a table row.
+
+    A document's extracted text is the texts of its segments, each after the first with its ``glue`` before it;
+    offsets of chunks and quotes count in that text.
+
+    Attributes:
+        text: Never empty; without whitespace at its ends, but for a slice of a text file, which is verbatim.
+        page: From 1, where the format has pages (slides and sheets count as pages).
+        label: What the document itself calls the page (``iv``, ``A-3``, a sheet's name), if not its number.
+        heading: The headings above it, outermost first.
+        row: From 1, of a table row in the file or in its table.
+        line: From 1, of its first line, where the format has lines.
+        kind: ``heading`` segments are text as well as part of the ``heading`` of what follows them.
+        glue: What stands between the segment before and this one.
+    """
+
+    text: str
+    page: int | None = None
+    label: str = ""
+    heading: tuple[str, ...] = ()
+    row: int | None = None
+    line: int | None = None
+    kind: Literal["text", "heading", "row", "code"] = "text"
+    glue: str = SEPARATOR
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A run of a document's text, no longer than the embedder reads.
