@@ -110,6 +110,12 @@ class Settings:
                                       minimum=1_000_000, size=True)  # fmt: skip
     history_archive: bool = _setting(True, "Turns that leave go to a compressed archive instead of away.")
 
+    # Sharing
+    users_file: Path = _setting(ROOT / "history" / "users.json", "Who may log in; `users add` edits it.")
+    user_upload_bytes: int = _setting(500_000_000, "Disk for the uploads of one logged-in user.",
+                                      minimum=1_000_000, size=True)  # fmt: skip
+    user_queue_places: int = _setting(2, "Turns of one logged-in user that may run or wait at once.", minimum=1)
+
     def __post_init__(self) -> None:
         """Bring every value to its type and check its range."""
         for spec, kind in _specs(type(self)):
