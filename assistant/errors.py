@@ -19,6 +19,7 @@ can show ``str(error)`` as it is. Error text is never an answer and never stored
     ├── IndexStoreError           the index can't be opened, read or written
     ├── HistoryError              the conversation store can't be opened, read or written
     │   ├── UnknownSessionError
+    │   ├── SessionNameError      a name of a session or user that can't be stored
     │   ├── UnknownTurnError
     │   ├── StaleSessionError     the session moved on since the caller last read it
     │   └── ImportFormatError
@@ -32,6 +33,7 @@ can show ``str(error)`` as it is. Error text is never an answer and never stored
     │   ├── ModelPreparationError the packaged models can't be fetched or converted
     │   └── InferenceError        the model failed while it was writing
     ├── BusyError                 the queue of turns is full
+    ├── StoppedError              the caller stopped before its turn came
     ├── AccessError               this user may not do that
     └── ServerError               the browser chat can't be served (port in use, no share link)
 """
@@ -113,6 +115,10 @@ class UnknownSessionError(HistoryError):
     """No session of that id belongs to this user."""
 
 
+class SessionNameError(HistoryError):
+    """A name of a session or user is empty, too long or holds control characters."""
+
+
 class UnknownTurnError(HistoryError):
     """No turn of that id is in this session."""
 
@@ -181,6 +187,10 @@ class InferenceError(ModelError):
 
 class BusyError(AssistantError):
     """The queue of turns is full; try again in a moment."""
+
+
+class StoppedError(AssistantError):
+    """The caller stopped before its turn came; nothing was done."""
 
 
 class AccessError(AssistantError):
