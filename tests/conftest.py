@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,24 @@ def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
         return connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def memory_cgroup() -> Iterator[Path]:
+    """A memory cgroup limited to 300 MiB, gone after the test; skips where none can be made."""
+    folder = Path("/sys/fs/cgroup/memory") / f"thimble-test-{os.getpid()}"
+    limit = "memory.limit_in_bytes"
+    if not folder.parent.is_dir():
+        folder, limit = Path("/sys/fs/cgroup") / folder.name, "memory.max"
+    try:
+        folder.mkdir()
+    except OSError as exc:
+        pytest.skip(f"needs root and a memory cgroup: {exc}")
+    try:
+        try:
+            (folder / limit).write_text(str(300 << 20))
+        except OSError as exc:
+            pytest.skip(f"the memory controller is not to be had here: {exc}")
+        yield folder
+    finally:
+        folder.rmdir()
