@@ -23,6 +23,7 @@ class _Ticket:
     position: int = 0
     told: int = 0
     running: bool = False
+    left: bool = False
     since: float = field(default_factory=time.monotonic)
 
 
@@ -63,12 +64,22 @@ class Admission:
             BusyError: The queue is full, this user has too many turns in it, or the assistant is closing.
             StoppedError: *cancelled* was set before the turn's time came.
         """
-        ticket = self._join(user)
+        place = self.join(user)
         try:
-            self._wait(ticket, on_position, cancelled)
-            yield time.monotonic() - ticket.since
+            for position in place.positions(cancelled):
+                if on_position is not None:
+                    on_position(position)
+            yield place.waited_s
         finally:
-            self._leave(ticket)
+            place.leave()
+
+    def join(self, user: str) -> Place:
+        """Take a place in the queue without waiting for its turn; :meth:`enter` in two steps, for generators.
+
+        Raises:
+            BusyError: As :meth:`enter`.
+        """
+        return Place(self, self._join(user))
 
     @property
     def waiting(self) -> int:
@@ -103,12 +114,12 @@ class Admission:
             self._users[user] += 1
             return ticket
 
-    def _wait(self, ticket: _Ticket, on_position: Callable[[int], None] | None,
-              cancelled: threading.Event | None) -> None:  # fmt: skip
+    def _positions(self, ticket: _Ticket, cancelled: threading.Event | None) -> Iterator[int]:
+        told = 0
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: ticket.running or self._closed or ticket.position != ticket.told or _is_set(cancelled),
+                    lambda: ticket.running or self._closed or ticket.position != told or _is_set(cancelled),
                     timeout=_POLL_S if cancelled is not None else None,
                 )
                 if ticket.running:
@@ -118,12 +129,15 @@ class Admission:
                 if self._closed:
                     raise BusyError("The assistant is closing; ask again when it is back.")
                 position = ticket.position
-            if position != ticket.told and on_position is not None:
-                on_position(position)  # outside the lock: it may be slow
-            ticket.told = position
+            if position != told:
+                yield position  # outside the lock: what is done with it may be slow
+            told = position
 
     def _leave(self, ticket: _Ticket) -> None:
         with self._changed:
+            if ticket.left:
+                return
+            ticket.left = True
             if ticket.running:
                 self._running -= 1
             else:
@@ -140,6 +154,34 @@ class Admission:
     def _start(self, ticket: _Ticket) -> None:
         ticket.running = True
         self._running += 1
+
+
+class Place:
+    """A place in the queue, from :meth:`Admission.join`; leave it whatever happens."""
+
+    def __init__(self, admission: Admission, ticket: _Ticket) -> None:
+        self._admission = admission
+        self._ticket = ticket
+        self._admitted = ticket.since
+
+    def positions(self, cancelled: threading.Event | None = None) -> Iterator[int]:
+        """Yield the place in the queue (1 is next) whenever it changes, and end when it is this caller's turn.
+
+        Raises:
+            BusyError: The assistant is closing.
+            StoppedError: *cancelled* was set before the turn's time came.
+        """
+        yield from self._admission._positions(self._ticket, cancelled)
+        self._admitted = time.monotonic()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent waiting."""
+        return self._admitted - self._ticket.since
+
+    def leave(self) -> None:
+        """Give the place to the next; doing it twice does nothing."""
+        self._admission._leave(self._ticket)
 
 
 def _is_set(event: threading.Event | None) -> bool:
