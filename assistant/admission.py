@@ -119,7 +119,7 @@ class Admission:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: ticket.running or self._closed or ticket.position != told or _is_set(cancelled),
+                    lambda told=told: ticket.running or self._closed or ticket.position != told or _is_set(cancelled),
                     timeout=_POLL_S if cancelled is not None else None,
                 )
                 if ticket.running:
