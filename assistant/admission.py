@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from .errors import BusyError, StoppedError
 
@@ -119,7 +120,7 @@ class Admission:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda told=told: ticket.running or self._closed or ticket.position != told or _is_set(cancelled),
+                    partial(self._news, ticket, told, cancelled),
                     timeout=_POLL_S if cancelled is not None else None,
                 )
                 if ticket.running:
@@ -132,6 +133,9 @@ class Admission:
             if position != told:
                 yield position  # outside the lock: what is done with it may be slow
             told = position
+
+    def _news(self, ticket: _Ticket, told: int, cancelled: threading.Event | None) -> bool:
+        return ticket.running or self._closed or ticket.position != told or _is_set(cancelled)
 
     def _leave(self, ticket: _Ticket) -> None:
         with self._changed:
