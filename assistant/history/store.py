@@ -1,0 +1,455 @@
+"""Sessions and turns: what is asked and answered, as a tree of turns in each session.
+
+Knows nothing about models, windows in tokens, or screens. A turn's parent is the turn it follows; a session's *head*
+is the last turn of the branch that is shown. Editing a question makes a sibling and moves the head; nothing is lost.
+Turns are ordered by id, never by time: clocks run backwards.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from assistant.errors import HistoryError, StaleSessionError, UnknownSessionError, UnknownTurnError
+from assistant.records import LOCAL_USER, Turn, TurnStatus
+
+from .owners import alive, this_process
+from .schema import FILE, Database
+from .text import checked_name, checksum, clean_title, extend, storable, title_from
+from .writing import FLUSH_S, Buffer
+
+FOLLOW: Final = -1
+"""As *parent_id* of `History.begin`: the new turn follows the head of its session."""
+
+_PAGE = 64  # turns fetched at once while walking a branch
+
+_BRANCH = """
+WITH RECURSIVE branch(id, parent_id, step) AS (
+    SELECT id, parent_id, 1 FROM turns WHERE id = :start AND user = :user AND session_id = :session_id
+    UNION ALL
+    SELECT turns.id, turns.parent_id, branch.step + 1 FROM branch JOIN turns ON turns.id = branch.parent_id
+    WHERE branch.step < :limit AND turns.user = :user AND turns.session_id = :session_id
+)
+SELECT turns.* FROM branch JOIN turns ON turns.id = branch.id ORDER BY branch.step
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One conversation.
+
+    Attributes:
+        title: From the first question until someone gives another.
+        turn_count: Turns stored, those of other branches included.
+        archived_count: Turns that left for want of space.
+        version: Counts changes of what the session shows; see *expected_version* of `History.begin`.
+        head_turn_id: Last turn of the branch shown, or None.
+    """
+
+    id: str
+    user: str
+    title: str
+    created_at: float
+    updated_at: float
+    turn_count: int
+    archived_count: int
+    version: int
+    head_turn_id: int | None
+
+
+class History:
+    """The conversations of all users, in one SQLite file that several processes may use at once.
+
+    Every method that takes a *user* sees that user's sessions only.
+    """
+
+    def __init__(self, folder: Path, database: Database, *, max_bytes: int = 256_000_000, archive: bool = True,
+                 flush_s: float = FLUSH_S) -> None:  # fmt: skip
+        self.folder, self.max_bytes, self.archive = folder, max_bytes, archive
+        self._db = database
+        self._owner = this_process()
+        self._crcs: dict[int, int] = {}
+        self._buffer = Buffer(self._write_more, flush_s=flush_s)
+        self._closed = False
+        self.mark_interrupted()
+
+    @classmethod
+    def open(cls, folder: Path, *, max_bytes: int = 256_000_000, archive: bool = True,
+             flush_s: float = FLUSH_S) -> History:  # fmt: skip
+        """Open the conversations in *folder*, or start there.
+
+        Args:
+            folder: Where the database is kept; made when missing.
+            max_bytes: Most disk for the database; the oldest turns leave first.
+            archive: Whether turns that leave go to a compressed archive instead of away.
+            flush_s: How long text of a running answer may wait for the disk.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise HistoryError(f"{folder} can't be made ({exc.strerror}); choose another history_dir.") from exc
+        return cls(folder, Database(folder / FILE), max_bytes=max_bytes, archive=archive, flush_s=flush_s)
+
+    def close(self) -> None:
+        """Write what waits, and close the file. A turn still running is left to be marked as interrupted."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._buffer.close()
+        finally:
+            self._db.close()
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Sessions
+
+    def create_session(self, user: str = LOCAL_USER, title: str = "") -> Session:
+        """Start an empty session with an id of its own."""
+        session_id = uuid.uuid4().hex[:12]
+        with self._db.write() as db:
+            self._ensure_session(db, checked_name(user, "user name"), session_id, title)
+        return self.session(session_id, user)
+
+    def session(self, session_id: str, user: str = LOCAL_USER) -> Session:
+        """Return a session.
+
+        Raises:
+            UnknownSessionError: *user* has none of that id.
+        """
+        row = self._db.one("SELECT * FROM sessions WHERE user = ? AND id = ?", _key(session_id, user))
+        if row is None:
+            raise _unknown(session_id)
+        return _session(row)
+
+    def sessions(self, user: str = LOCAL_USER, *, limit: int = 50, offset: int = 0) -> list[Session]:
+        """Return the user's sessions, the one used last first."""
+        rows = self._db.all(
+            "SELECT * FROM sessions WHERE user = ? ORDER BY touched DESC LIMIT ? OFFSET ?",
+            (checked_name(user, "user name"), limit, offset),
+        )
+        return [_session(row) for row in rows]
+
+    def users(self) -> list[str]:
+        """Return everyone who has a session. For whoever keeps the machine, not for a user."""
+        return [row[0] for row in self._db.all("SELECT DISTINCT user FROM sessions ORDER BY user")]
+
+    def rename(self, session_id: str, title: str, user: str = LOCAL_USER) -> Session:
+        """Give a session another title; an empty one brings back the one made from its first question."""
+        key = _key(session_id, user)
+        text = clean_title(title)
+        with self._db.write() as db:
+            self._row(db, key)
+            if not text:
+                first = db.execute(
+                    "SELECT question FROM turns WHERE user = ? AND session_id = ? ORDER BY id LIMIT 1", key
+                ).fetchone()
+                db.execute(
+                    "UPDATE sessions SET title = ?, titled = 0 WHERE user = ? AND id = ?",
+                    (title_from(first[0]) if first else title_from(""), *key),
+                )
+            else:
+                db.execute("UPDATE sessions SET title = ?, titled = 1 WHERE user = ? AND id = ?", (text, *key))
+        return self.session(session_id, user)
+
+    def delete(self, session_id: str, user: str = LOCAL_USER) -> None:
+        """Delete a session with all its turns and branches."""
+        key = _key(session_id, user)
+        with self._db.write() as db:
+            self._row(db, key)
+            db.execute("DELETE FROM turns WHERE user = ? AND session_id = ?", key)
+            db.execute("DELETE FROM sessions WHERE user = ? AND id = ?", key)
+
+    # Turns being written
+
+    def begin(self, session_id: str, question: str, *, user: str = LOCAL_USER, parent_id: int | None = FOLLOW,
+              expected_version: int | None = None) -> Turn:  # fmt: skip
+        """Store a question; it is on the disk when this returns.
+
+        Args:
+            session_id: Any name; the session is made when it is new.
+            question: As asked.
+            user: Whose session.
+            parent_id: The turn it follows; by default the head. To retry or edit a turn, the parent of that turn
+                (None for the first): the old one stays as another branch.
+            expected_version: `Session.version` as the caller last saw it; None does not check.
+
+        Raises:
+            SessionNameError: No such name can be stored.
+            StaleSessionError: The session changed since the caller saw it (in another tab, by a script).
+            UnknownTurnError: *parent_id* is not in this session.
+            StorageFullError: There is no room for it.
+        """
+        key, text, now = _key(session_id, user), storable(question), time.time()
+        with self._db.write() as db:
+            self._reap(db)
+            row = self._ensure_session(db, *key)
+            if expected_version is not None and row["version"] != expected_version:
+                raise StaleSessionError(
+                    "This conversation went on elsewhere (another tab, or a script) since you last saw it; "
+                    "reload it, then ask again."
+                )
+            parent = row["head_turn_id"] if parent_id == FOLLOW else parent_id
+            if parent_id is not None and parent_id != FOLLOW:
+                self._turn_row(db, parent_id, key)
+            crc = checksum((*key, parent, text), "", "")
+            turn_id = db.execute(
+                "INSERT INTO turns(user, session_id, parent_id, status, owner, created_at, crc, question)"
+                " VALUES (?, ?, ?, 'running', ?, ?, ?, ?)",
+                (*key, parent, self._owner, now, crc, text),
+            ).lastrowid
+            assert turn_id is not None
+            if not row["titled"] and row["turn_count"] == 0:
+                db.execute("UPDATE sessions SET title = ? WHERE user = ? AND id = ?", (title_from(text), *key))
+            self._move_head(db, key, turn_id)
+        self._crcs[turn_id] = crc
+        return Turn(turn_id, key[1], parent, text, "", "running", now)
+
+    def append(self, turn_id: int, text: str) -> None:
+        """Add to the answer of a turn that this process began. It is on the disk within a second.
+
+        Raises:
+            StorageFullError: What came before could not be stored.
+        """
+        if turn_id not in self._crcs:
+            raise UnknownTurnError(f"Turn {turn_id} is not being written here.")
+        if text:
+            self._buffer.add(turn_id, text)
+
+    def finish(self, turn_id: int, *, answer: str | None = None, status: TurnStatus = "done",
+               details: Mapping[str, Any] | None = None, error: str = "") -> Turn:  # fmt: skip
+        """End a turn that this process began; all of it is on the disk when this returns.
+
+        Args:
+            turn_id: From `begin`.
+            answer: The whole answer; by default what was appended.
+            status: How it ended.
+            details: Quotes, receipts and the like, as JSON values.
+            error: Why it failed, in words for people.
+        """
+        if turn_id not in self._crcs:
+            raise UnknownTurnError(f"Turn {turn_id} is not being written here.")
+        kept = json.dumps(details, default=_plain, ensure_ascii=True) if details else ""
+        if answer is None:
+            self._buffer.flush(turn_id)
+        with self._db.write() as db:
+            row = db.execute("SELECT * FROM turns WHERE id = ?", (turn_id,)).fetchone()
+            if row is None:
+                raise UnknownTurnError(f"Turn {turn_id} was deleted while it was being answered.")
+            text = row["answer"] if answer is None else storable(answer)
+            head = (row["user"], row["session_id"], row["parent_id"], row["question"])
+            now = time.time()
+            db.execute(
+                "UPDATE turns SET answer = ?, status = ?, details = ?, error = ?, finished_at = ?, owner = '',"
+                " indexed = 1, crc = ? WHERE id = ?",
+                (text, status, kept, storable(error), now, checksum(head, text, kept), turn_id),
+            )
+            db.execute("UPDATE sessions SET updated_at = ? WHERE user = ? AND id = ?", (now, *head[:2]))
+            done = _turn(db.execute("SELECT * FROM turns WHERE id = ?", (turn_id,)).fetchone())
+        self._crcs.pop(turn_id, None)
+        self._buffer.forget(turn_id)
+        return done
+
+    def mark_interrupted(self) -> int:
+        """Mark running turns whose process is gone as ``interrupted``; return how many."""
+        if self._db.one("SELECT 1 FROM turns WHERE status = 'running' AND owner != ? LIMIT 1", (self._owner,)) is None:
+            return 0
+        with self._db.write() as db:
+            return self._reap(db)
+
+    # Turns as stored
+
+    def turn(self, turn_id: int, session_id: str, user: str = LOCAL_USER) -> Turn:
+        """Return one turn of a session.
+
+        Raises:
+            UnknownTurnError: It is not in that session of that user.
+        """
+        row = self._db.one("SELECT * FROM turns WHERE id = ? AND user = ? AND session_id = ?",
+                           (turn_id, *_key(session_id, user)))  # fmt: skip
+        if row is None:
+            raise UnknownTurnError(f"There is no turn {turn_id} in this conversation.")
+        return _turn(row)
+
+    def turns(self, session_id: str, user: str = LOCAL_USER, *, before: int | None = None,
+              limit: int = 50) -> list[Turn]:  # fmt: skip
+        """Return a page of the branch shown, oldest first.
+
+        Args:
+            session_id: The session.
+            user: Whose session.
+            before: The page ends just before this turn; by default at the newest.
+            limit: Most turns to return.
+        """
+        key = _key(session_id, user)
+        start = self.session(session_id, user).head_turn_id
+        if before is not None:
+            start = self.turn(before, session_id, user).parent_id
+        return list(reversed(self._walk(start, key, limit)))
+
+    def window(self, session_id: str, user: str = LOCAL_USER) -> Iterator[Turn]:
+        """Yield the branch shown, newest turn first, reading only as far as asked."""
+        key = _key(session_id, user)
+        start = self.session(session_id, user).head_turn_id
+        limit = 8
+        while page := self._walk(start, key, limit):
+            yield from page
+            start = page[-1].parent_id
+            limit = _PAGE
+
+    def _walk(self, start: int | None, key: tuple[str, str], limit: int) -> list[Turn]:
+        if start is None or limit < 1:
+            return []
+        named = {"start": start, "user": key[0], "session_id": key[1], "limit": limit}
+        return [_turn(row) for row in self._db.all(_BRANCH, named)]
+
+    # Branches
+
+    def undo(self, session_id: str, user: str = LOCAL_USER) -> Turn | None:
+        """Step back before the last turn and return that turn, or None at the start; `switch` returns to it."""
+        key = _key(session_id, user)
+        with self._db.write() as db:
+            head = self._row(db, key)["head_turn_id"]
+            if head is None:
+                return None
+            row = self._turn_row(db, head, key)
+            known = db.execute("SELECT 1 FROM turns WHERE id = ?", (row["parent_id"],)).fetchone()
+            self._move_head(db, key, row["parent_id"] if known else None)
+        return _turn(row)
+
+    def switch(self, session_id: str, turn_id: int, user: str = LOCAL_USER) -> Session:
+        """Show the branch through *turn_id*, down to its newest turn."""
+        key = _key(session_id, user)
+        with self._db.write() as db:
+            self._turn_row(db, turn_id, key)
+            leaf = turn_id
+            while row := db.execute(
+                "SELECT max(id) AS id FROM turns WHERE parent_id = ? AND user = ? AND session_id = ?", (leaf, *key)
+            ).fetchone():
+                if row["id"] is None:
+                    break
+                leaf = row["id"]
+            self._move_head(db, key, leaf)
+        return self.session(session_id, user)
+
+    def siblings(self, session_id: str, turn_id: int, user: str = LOCAL_USER) -> list[int]:
+        """Return the ids of the turns that follow the same turn, itself included, oldest first."""
+        key = _key(session_id, user)
+        parent = self.turn(turn_id, session_id, user).parent_id
+        rows = self._db.all(
+            "SELECT id FROM turns WHERE parent_id IS ? AND user = ? AND session_id = ? ORDER BY id", (parent, *key)
+        )
+        return [row["id"] for row in rows]
+
+    def set_feedback(self, session_id: str, turn_id: int, feedback: int, user: str = LOCAL_USER) -> None:
+        """Keep what the user thinks of an answer: 1, -1, or 0 to take it back."""
+        key = _key(session_id, user)
+        with self._db.write() as db:
+            self._turn_row(db, turn_id, key)
+            db.execute("UPDATE turns SET feedback = ? WHERE id = ?", (max(-1, min(1, int(feedback))), turn_id))
+
+    def notices(self, user: str = LOCAL_USER) -> list[str]:
+        """Return what the user should be told about the store, once."""
+        return []
+
+    # Inside a transaction
+
+    def _ensure_session(self, db: sqlite3.Connection, user: str, session_id: str, title: str = "") -> sqlite3.Row:
+        now, text = time.time(), clean_title(title)
+        db.execute(
+            "INSERT INTO sessions(user, id, title, titled, created_at, updated_at, touched)"
+            " SELECT ?, ?, ?, ?, ?, ?, coalesce(max(touched), 0) + 1 FROM sessions WHERE true"
+            " ON CONFLICT(user, id) DO NOTHING",
+            (user, session_id, text or title_from(""), bool(text), now, now),
+        )
+        return self._row(db, (user, session_id))
+
+    def _row(self, db: sqlite3.Connection, key: tuple[str, str]) -> sqlite3.Row:
+        row: sqlite3.Row | None = db.execute("SELECT * FROM sessions WHERE user = ? AND id = ?", key).fetchone()
+        if row is None:
+            raise _unknown(key[1])
+        return row
+
+    def _turn_row(self, db: sqlite3.Connection, turn_id: int, key: tuple[str, str]) -> sqlite3.Row:
+        row: sqlite3.Row | None = db.execute(
+            "SELECT * FROM turns WHERE id = ? AND user = ? AND session_id = ?", (turn_id, *key)
+        ).fetchone()
+        if row is None:
+            raise UnknownTurnError(f"There is no turn {turn_id} in this conversation.")
+        return row
+
+    def _move_head(self, db: sqlite3.Connection, key: tuple[str, str], turn_id: int | None) -> None:
+        db.execute(
+            "UPDATE sessions SET head_turn_id = ?, version = version + 1, updated_at = ?,"
+            " touched = (SELECT max(touched) + 1 FROM sessions) WHERE user = ? AND id = ?",
+            (turn_id, time.time(), *key),
+        )
+
+    def _write_more(self, turn_id: int, text: str) -> None:
+        text = storable(text)
+        crc = extend(self._crcs[turn_id], text)
+        with self._db.write() as db:
+            db.execute("UPDATE turns SET answer = answer || ?, crc = ? WHERE id = ?", (text, crc, turn_id))
+        self._crcs[turn_id] = crc
+
+    def _reap(self, db: sqlite3.Connection) -> int:
+        owners = [row[0] for row in db.execute("SELECT DISTINCT owner FROM turns WHERE status = 'running'")]
+        gone = [owner for owner in owners if owner != self._owner and not alive(owner)]
+        count = 0
+        for owner in gone:
+            count += db.execute(
+                "UPDATE turns SET status = 'interrupted', owner = '', indexed = 1"
+                " WHERE status = 'running' AND owner = ?",
+                (owner,),
+            ).rowcount
+        return count
+
+
+def _key(session_id: str, user: str) -> tuple[str, str]:
+    return checked_name(user, "user name"), checked_name(session_id)
+
+
+def _unknown(session_id: str) -> UnknownSessionError:
+    return UnknownSessionError(f"There is no conversation {session_id[:60]!r}; `sessions` lists what there is.")
+
+
+def _session(row: sqlite3.Row) -> Session:
+    return Session(row["id"], row["user"], row["title"], row["created_at"], row["updated_at"], row["turn_count"],
+                   row["archived_count"], row["version"], row["head_turn_id"])  # fmt: skip
+
+
+def _turn(row: sqlite3.Row) -> Turn:
+    head = (row["user"], row["session_id"], row["parent_id"], row["question"])
+    if checksum(head, row["answer"], row["details"]) != row["crc"]:
+        raise HistoryError(
+            f"Turn {row['id']} changed on the disk since it was stored; run "
+            "`python -m assistant sessions check --repair`."
+        )
+    return Turn(
+        row["id"], row["session_id"], row["parent_id"], row["question"], row["answer"], row["status"],
+        row["created_at"], row["finished_at"], row["error"], row["feedback"],
+        json.loads(row["details"]) if row["details"] else {},
+    )  # fmt: skip
+
+
+def _plain(value: object) -> object:
+    """Make JSON of what a receipt may hold: dataclasses, tuples, sets, numbers of numpy."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)
