@@ -33,6 +33,7 @@ CREATE INDEX sessions_user ON sessions(user, touched);
 CREATE TABLE turns(
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     user TEXT NOT NULL, session_id TEXT NOT NULL, parent_id INTEGER,
+    depth INTEGER NOT NULL,              -- 1 for the first question of a branch
     status TEXT NOT NULL, owner TEXT NOT NULL DEFAULT '', indexed INTEGER NOT NULL DEFAULT 0,
     created_at REAL NOT NULL, finished_at REAL, feedback INTEGER NOT NULL DEFAULT 0,
     crc INTEGER NOT NULL,

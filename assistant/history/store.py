@@ -29,6 +29,8 @@ FOLLOW: Final = -1
 
 _PAGE = 64  # turns fetched at once while walking a branch
 
+_SESSIONS = "SELECT *, (SELECT depth FROM turns WHERE turns.id = head_turn_id) AS length FROM sessions"
+
 _BRANCH = """
 WITH RECURSIVE branch(id, parent_id, step) AS (
     SELECT id, parent_id, 1 FROM turns WHERE id = :start AND user = :user AND session_id = :session_id
@@ -50,6 +52,7 @@ class Session:
         archived_count: Turns that left for want of space.
         version: Counts changes of what the session shows; see *expected_version* of `History.begin`.
         head_turn_id: Last turn of the branch shown, or None.
+        length: Turns of the branch shown, counted from its first question, those that left included.
     """
 
     id: str
@@ -61,6 +64,7 @@ class Session:
     archived_count: int
     version: int
     head_turn_id: int | None
+    length: int
 
 
 class History:
@@ -127,7 +131,7 @@ class History:
         Raises:
             UnknownSessionError: *user* has none of that id.
         """
-        row = self._db.one("SELECT * FROM sessions WHERE user = ? AND id = ?", _key(session_id, user))
+        row = self._db.one(f"{_SESSIONS} WHERE user = ? AND id = ?", _key(session_id, user))
         if row is None:
             raise _unknown(session_id)
         return _session(row)
@@ -135,7 +139,7 @@ class History:
     def sessions(self, user: str = LOCAL_USER, *, limit: int = 50, offset: int = 0) -> list[Session]:
         """Return the user's sessions, the one used last first."""
         rows = self._db.all(
-            "SELECT * FROM sessions WHERE user = ? ORDER BY touched DESC LIMIT ? OFFSET ?",
+            f"{_SESSIONS} WHERE user = ? ORDER BY touched DESC LIMIT ? OFFSET ?",
             (checked_name(user, "user name"), limit, offset),
         )
         return [_session(row) for row in rows]
@@ -200,13 +204,12 @@ class History:
                     "reload it, then ask again."
                 )
             parent = row["head_turn_id"] if parent_id == FOLLOW else parent_id
-            if parent_id is not None and parent_id != FOLLOW:
-                self._turn_row(db, parent_id, key)
+            depth = 1 if parent is None else 1 + self._turn_row(db, parent, key)["depth"]
             crc = checksum((*key, parent, text), "", "")
             turn_id = db.execute(
-                "INSERT INTO turns(user, session_id, parent_id, status, owner, created_at, crc, question)"
-                " VALUES (?, ?, ?, 'running', ?, ?, ?, ?)",
-                (*key, parent, self._owner, now, crc, text),
+                "INSERT INTO turns(user, session_id, parent_id, depth, status, owner, created_at, crc, question)"
+                " VALUES (?, ?, ?, ?, 'running', ?, ?, ?, ?)",
+                (*key, parent, depth, self._owner, now, crc, text),
             ).lastrowid
             assert turn_id is not None
             if not row["titled"] and row["turn_count"] == 0:
@@ -425,7 +428,7 @@ def _unknown(session_id: str) -> UnknownSessionError:
 
 def _session(row: sqlite3.Row) -> Session:
     return Session(row["id"], row["user"], row["title"], row["created_at"], row["updated_at"], row["turn_count"],
-                   row["archived_count"], row["version"], row["head_turn_id"])  # fmt: skip
+                   row["archived_count"], row["version"], row["head_turn_id"], row["length"] or 0)  # fmt: skip
 
 
 def _turn(row: sqlite3.Row) -> Turn:
