@@ -8,6 +8,7 @@ can show ``str(error)`` as it is. Error text is never an answer and never stored
     AssistantError
     ├── SettingsError             a setting is unknown or has a value that makes no sense
     ├── PromptError               a file in prompts/ is missing or lacks a placeholder
+    ├── QuestionError             a question is empty
     ├── DocumentError             one document can't be read; costs that document alone
     │   ├── UnsupportedFormatError
     │   ├── EmptyDocumentError
@@ -53,6 +54,10 @@ class SettingsError(AssistantError):
 
 class PromptError(AssistantError):
     """A prompt file is missing, unreadable or lacks a placeholder."""
+
+
+class QuestionError(AssistantError):
+    """There is no question in what was asked."""
 
 
 class DocumentError(AssistantError):

@@ -1,0 +1,242 @@
+"""One of each: the worker, the models, the index and the stores of a process, made on first use and closed once.
+
+Knows how parts are made and in which order they end; does not know what a turn does with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import memory
+from .admission import Admission
+from .history import History
+from .models import ResolvedModel, resolve
+from .prompts import Prompts
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .embedding import Embedder
+    from .index import Index
+    from .inference import ChatModel
+    from .ingest import Ingestor
+    from .recall import Recall
+    from .retrieval import Retrieval
+    from .worker import TorchWorker
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Parts:
+    """The parts of one ``Assistant``, each made once, when first asked for.
+
+    Attributes:
+        settings: What they are made from.
+        prompts: Checked when this object is made, so that a bad prompt file is an error at start.
+        budget: The memory budget and where it comes from.
+        history: The conversation store, open from the start: a question is stored before anything else is loaded.
+        admission: The queue of turns.
+
+    Raises:
+        PromptError: A prompt file is missing or wrong.
+        HistoryError: The conversation store can't be opened.
+        ModelNotFoundError: No model answers to a name in the settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        memory.cap_arenas()
+        self.settings = settings
+        self.prompts = Prompts.load(settings.prompts_dir)
+        self.budget = memory.detect_budget(settings.memory_budget)
+        self.resolved_model: ResolvedModel = resolve(settings.model, settings.models_dir)
+        self.resolved_embedder: ResolvedModel = resolve(settings.embedder, settings.models_dir, kind="embedder")
+        self.admission = Admission(settings.queue_size)
+        self.history = History.open(
+            settings.history_dir, max_bytes=settings.history_max_bytes, archive=settings.history_archive
+        )
+        self._made: dict[str, Any] = {}
+        self._locks = {name: threading.RLock() for name in _MAKERS}
+        self._used_at = time.monotonic()
+        self._closed = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    @property
+    def worker(self) -> TorchWorker:
+        """The one thread that does torch's work."""
+        return self._part("worker")
+
+    @property
+    def embedder(self) -> Embedder:
+        """The one embedding model."""
+        return self._part("embedder")
+
+    @property
+    def index(self) -> Index:
+        """The one open index."""
+        return self._part("index")
+
+    @property
+    def retrieval(self) -> Retrieval:
+        """Search over the index."""
+        return self._part("retrieval")
+
+    @property
+    def recall(self) -> Recall:
+        """Search over old turns."""
+        return self._part("recall")
+
+    @property
+    def ingestor(self) -> Ingestor:
+        """What reads documents into the index."""
+        return self._part("ingestor")
+
+    @property
+    def chat_model(self) -> ChatModel | None:
+        """The one chat model, or None where the settings say ``none``."""
+        return self._part("chat_model")
+
+    def warm(self) -> None:
+        """Load the models side by side; what is loaded already stays."""
+        thread = threading.Thread(target=self._quietly, args=(lambda: self.chat_model,), name="load-chat-model")
+        thread.start()
+        try:
+            self.retrieval.warm()
+        finally:
+            thread.join()
+
+    def warm_chat_model(self) -> None:
+        """Start loading the chat model in the background, while the search goes on; errors show when it is used."""
+        if "chat_model" not in self._made:
+            threading.Thread(
+                target=self._quietly, args=(lambda: self.chat_model,), name="load-chat-model", daemon=True
+            ).start()
+
+    def used(self) -> None:
+        """Note that a turn or an ingest happened, and start watching for idleness."""
+        self._used_at = time.monotonic()
+        if self.settings.idle_unload_s and self._keeper is None:
+            self._keeper = threading.Thread(target=self._watch_idleness, name="idle-keeper", daemon=True)
+            self._keeper.start()
+
+    def release(self) -> int:
+        """Give back what no turn needs; returns the bytes by which RSS fell."""
+        return memory.release()
+
+    def unload(self) -> None:
+        """Drop the models from RAM; they come back by memory-mapping when next used."""
+        for name in ("chat_model", "embedder"):
+            part = self._made.get(name)
+            if part is not None:
+                part.unload()
+        memory.release()
+        memory.log_rss("unloading the models")
+
+    def close(self) -> None:
+        """Close everything in the reverse order of need. Doing it twice does nothing."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self.admission.close()
+        for name in ("ingestor", "recall", "retrieval", "chat_model", "embedder", "index", "worker"):
+            part = self._made.pop(name, None)
+            close = getattr(part, "close", None)
+            if close is not None:
+                close()
+        self.history.close()
+        memory.release()
+
+    def _part(self, name: str) -> Any:
+        if name in self._made:
+            return self._made[name]
+        with self._locks[name]:
+            if name not in self._made:
+                if self._closed.is_set():
+                    raise RuntimeError("this Assistant is closed; make a new one")
+                started = time.monotonic()
+                self._made[name] = _MAKERS[name](self)
+                logger.info("%s ready after %.2f s", name, time.monotonic() - started)
+                memory.log_rss(f"loading {name}")
+            return self._made[name]
+
+    def _quietly(self, make: Callable[[], object]) -> None:
+        try:
+            make()
+        except Exception as exc:  # noqa: BLE001 - raised again, in the foreground, by whoever uses the part
+            logger.info("loading in the background failed: %s", exc)
+
+    def _watch_idleness(self) -> None:
+        limit = self.settings.idle_unload_s
+        while not self._closed.wait(min(limit, 30.0)):
+            idle = time.monotonic() - self._used_at
+            if idle >= limit and not self.admission.running:
+                self._used_at = time.monotonic() + limit  # once, until the next use
+                self.unload()
+
+
+def _make_worker(parts: Parts) -> TorchWorker:
+    from .worker import TorchWorker
+
+    return TorchWorker(parts.settings.threads)
+
+
+def _make_embedder(parts: Parts) -> Embedder:
+    from .embedding import load_embedder
+
+    settings = parts.settings
+    return load_embedder(
+        parts.resolved_embedder,
+        parts.worker,
+        cache_dir=settings.store_dir / "embedding_cache",
+        cache_bytes=settings.embedding_cache_bytes,
+    )
+
+
+def _make_index(parts: Parts) -> Index:
+    from .index import Index
+
+    embedder = parts.embedder
+    return Index.open(parts.settings.store_dir, dimension=embedder.dimension, fingerprint=embedder.fingerprint)
+
+
+def _make_retrieval(parts: Parts) -> Retrieval:
+    from .retrieval import Retrieval
+
+    return Retrieval(parts.index, parts.embedder)
+
+
+def _make_recall(parts: Parts) -> Recall:
+    from .recall import Recall
+
+    return Recall(parts.history, parts.embedder)
+
+
+def _make_ingestor(parts: Parts) -> Ingestor:
+    from .ingest import Ingestor
+
+    return Ingestor(parts.index, parts.embedder, settings=parts.settings)
+
+
+def _make_chat_model(parts: Parts) -> ChatModel | None:
+    if parts.resolved_model.kind == "none":
+        return None
+    from .inference import load_chat_model
+
+    settings = parts.settings
+    return load_chat_model(
+        parts.resolved_model, parts.worker, dtype=settings.dtype, context_tokens=settings.context_tokens
+    )
+
+
+_MAKERS: dict[str, Callable[[Parts], Any]] = {
+    "worker": _make_worker,
+    "embedder": _make_embedder,
+    "index": _make_index,
+    "retrieval": _make_retrieval,
+    "recall": _make_recall,
+    "ingestor": _make_ingestor,
+    "chat_model": _make_chat_model,
+}
