@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 from .chain import DocumentRetriever, LocalChatModel, TurnChain
 from .errors import AccessError, InferenceError, ModelNotFoundError, QuestionError, UnknownTurnError
 from .history import FOLLOW, History
-from .inference import Sampling
 from .parts import Parts
 from .records import (
     LOCAL_USER,
     SHARED,
     Answer,
-    Done,
     DocumentInfo,
+    Done,
     Event,
     IngestProgress,
     IngestReport,
