@@ -10,7 +10,7 @@ export GRADIO_ANALYTICS_ENABLED := False
 export ANONYMIZED_TELEMETRY := False
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help chat test setup setup-dev models browser lint format typecheck docs-check check clean
+.PHONY: help chat test setup setup-dev models browser lint format typecheck docs docs-check check clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -57,6 +57,9 @@ format: setup-dev ## Put the code into our format
 
 typecheck: setup-dev ## Check types
 	$(BIN)/mypy
+
+docs: setup-dev ## Write the README's made parts and .env.example anew
+	$(BIN)/python docs/generate.py
 
 docs-check: setup-dev ## Check that README and .env.example match the code
 	$(BIN)/python -m pytest tests/test_docs.py
