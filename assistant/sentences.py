@@ -77,7 +77,7 @@ def _paragraph(text: str, start: int, end: int) -> Iterator[Span]:
     """Split a paragraph into what its author put on lines of their own, then each of those into sentences."""
     for first, last in _units(text, start, end):
         if last - first <= _MAX_ROW and "\n" not in text[first:last] and " | " in text[first:last]:
-            yield from _trimmed(text, first, last)
+            yield from trimmed(text, first, last)
         else:
             yield from _sentences(text, first, last)
 
@@ -117,9 +117,9 @@ def _sentences(text: str, start: int, end: int) -> Iterator[Span]:
     for mark in _END.finditer(text, start, end):
         if mark.end() < end and not _ends(text, begin, mark, end):
             continue
-        yield from _trimmed(text, begin, mark.end())
+        yield from trimmed(text, begin, mark.end())
         begin = mark.end()
-    yield from _trimmed(text, begin, end)
+    yield from trimmed(text, begin, end)
 
 
 def _ends(text: str, begin: int, mark: re.Match[str], end: int) -> bool:
@@ -149,7 +149,7 @@ def _ends(text: str, begin: int, mark: re.Match[str], end: int) -> bool:
     return True
 
 
-def _trimmed(text: str, start: int, end: int) -> Iterator[Span]:
+def trimmed(text: str, start: int, end: int) -> Iterator[Span]:
     """Yield the span without the whitespace at its ends, unless nothing else is in it."""
     while start < end and text[start].isspace():
         start += 1
