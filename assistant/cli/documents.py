@@ -78,7 +78,7 @@ def _ingest_once(assistant: Assistant, args: argparse.Namespace) -> IngestReport
             result.append(
                 assistant.ingest(
                     args.paths, on_progress=bar, cancel=cancel, session_id=args.session, passwords=args.password
-                )  # fmt: skip
+                )
             )
         except BaseException as exc:  # noqa: BLE001 - raised again below, in the foreground
             errors.append(exc)
@@ -159,7 +159,8 @@ def _kept(report: IngestReport) -> bool:
 
 def _line(document: DocumentInfo, width: int) -> str:
     date = datetime.fromtimestamp(document.added_at).strftime("%Y-%m-%d")
-    head = f"{document.name[:width]:{width}}  {format_bytes(document.size_bytes):>10}  {document.chunk_count:>6} chunks  {date}"
+    size = format_bytes(document.size_bytes)
+    head = f"{document.name[:width]:{width}}  {size:>10}  {document.chunk_count:>6} chunks  {date}"
     if document.status == "refused":
         return f"{head}  refused: {document.reason}"
     return head if document.status == "ready" else f"{head}  not finished; ingest it again to go on"
