@@ -34,6 +34,7 @@ can show ``str(error)`` as it is. Error text is never an answer and never stored
     │   ├── ModelPreparationError the packaged models can't be fetched or converted
     │   └── InferenceError        the model failed while it was writing
     ├── BusyError                 the queue of turns is full
+    ├── ClosedError               it was closed, or is shutting down
     ├── StoppedError              the caller stopped before its turn came
     ├── AccessError               this user may not do that
     └── ServerError               the browser chat can't be served (port in use, no share link)
@@ -196,6 +197,10 @@ class BusyError(AssistantError):
 
 class StoppedError(AssistantError):
     """The caller stopped before its turn came; nothing was done."""
+
+
+class ClosedError(AssistantError):
+    """It was closed, or is shutting down."""
 
 
 class AccessError(AssistantError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelBrokenError
+from assistant.errors import ModelBrokenError
 
 MANIFEST = "manifest.json"
 _MAX_HEADER = 100_000_000  # safetensors' own limit

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ..errors import ModelPreparationError, StorageFullError
+from assistant.errors import ModelPreparationError, StorageFullError
 from .converting import ConversionError, gguf_to_folder, safetensors_to_bf16
 from .folders import fault, read_manifest, write_manifest
 from .packaged import PACKAGED, PackagedModel

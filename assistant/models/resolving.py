@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ModelBrokenError, ModelNotFoundError
+from assistant.errors import ModelBrokenError, ModelNotFoundError
 from .folders import check_folder
 from .packaged import PACKAGED, Kind, PackagedModel
 from .preparing import is_ready
