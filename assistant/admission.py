@@ -1,6 +1,6 @@
-"""Who runs next, and whether it fits: a bounded queue of turns.
+"""Who runs next, and whether it fits: a bounded queue of turns, and a gate that predicts their peak.
 
-Knows nothing of what a turn does; memory enters as a number of bytes.
+Knows nothing of what a turn does; it is asked in tokens and answers from the memory plan.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from .errors import BusyError, StoppedError
+from .errors import BusyError, MemoryBudgetError, StoppedError
+from .memory import MemoryPlan, anonymous_rss, rss
+from .memory.plan import CHUNK_BYTES, WORKING_SHARE
+from .units import format_bytes
 
 _POLL_S = 0.05
+_ROOM_POLL_S = 0.5
 
 
 @dataclass(eq=False, slots=True)
@@ -190,3 +194,126 @@ class Place:
 
 def _is_set(event: threading.Event | None) -> bool:
     return event is not None and event.is_set()
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLimits:
+    """How many tokens each part of a prompt may have this turn.
+
+    Attributes:
+        actions: What was released or shrunk so that the turn fits, in words for people.
+    """
+
+    window_tokens: int
+    recall_tokens: int
+    evidence_tokens: int
+    actions: tuple[str, ...] = ()
+
+
+_SHRINK = (
+    (1.0, 1.0, 1.0, ""),
+    (0.5, 1.0, 1.0, "fewer recalled turns"),
+    (0.0, 1.0, 1.0, "no recalled turns"),
+    (0.0, 0.5, 1.0, "no recalled turns and less evidence"),
+    (0.0, 0.5, 0.5, "no recalled turns, less evidence and a shorter window"),
+    (0.0, 0.25, 0.0, "no recalled turns, little evidence and no window"),
+)
+"""Shares of (recall, evidence, window), tried in this order: what costs the answer least goes first."""
+
+
+class MemoryGate:
+    """Lets a turn or a batch start only when its predicted peak fits the budget.
+
+    Args:
+        plan: What is loaded, and what a turn adds to it.
+        free: Gives back what it can (caches, garbage, free heap).
+    """
+
+    def __init__(self, plan: MemoryPlan, free: Callable[[], int]) -> None:
+        self.plan = plan
+        self._free = free
+
+    def turn(self, *, fixed_tokens: int, reserve_tokens: int, window_tokens: int, recall_tokens: int,
+             evidence_tokens: int) -> TurnLimits:  # fmt: skip
+        """Choose the parts of a prompt so that the turn's predicted peak fits.
+
+        Args:
+            fixed_tokens: Template, system prompt and question: these go in whole.
+            reserve_tokens: Kept for the answer.
+            window_tokens: Most tokens of earlier turns, wanted.
+            recall_tokens: Most tokens of recalled turns, wanted.
+            evidence_tokens: Most tokens of quotes, wanted.
+
+        Raises:
+            MemoryBudgetError: Not even the question alone fits; nothing was lost.
+        """
+        actions: list[str] = []
+        now = occupied(self.plan)
+        predicted = 0
+        for recall, evidence, window, words in _SHRINK:
+            limits = TurnLimits(int(window_tokens * window), int(recall_tokens * recall),
+                                int(evidence_tokens * evidence))  # fmt: skip
+            prompt = fixed_tokens + limits.window_tokens + limits.recall_tokens + limits.evidence_tokens
+            growth = self.plan.turn_growth(prompt, reserve_tokens)
+            predicted = now + growth
+            if predicted > self.plan.budget.bytes and not actions:
+                given = self._free()
+                actions.append(f"gave back {format_bytes(given)} first")
+                now = occupied(self.plan)
+                predicted = now + growth
+            if predicted <= self.plan.budget.bytes:
+                said = (*actions, *([words] if words else []))
+                return replace(limits, actions=said)
+        raise self._refusal("This question", predicted)
+
+    def batch(self, growth_bytes: int, *, patience_s: float = 120.0) -> None:
+        """Let a batch of an ingest start, when need be after the turn that holds the room.
+
+        Raises:
+            MemoryBudgetError: It does not fit, and for *patience_s* no room came free.
+        """
+        deadline = time.monotonic() + patience_s
+        predicted = occupied(self.plan) + growth_bytes
+        while predicted > self.plan.budget.bytes:
+            self._free()
+            predicted = occupied(self.plan) + growth_bytes
+            if predicted <= self.plan.budget.bytes:
+                return
+            if time.monotonic() > deadline:
+                raise self._refusal("The next batch", predicted)
+            time.sleep(_ROOM_POLL_S)
+
+    def ingest(self, chunks: int) -> None:
+        """Check before an ingest that the index will fit with this many more chunks.
+
+        Raises:
+            MemoryBudgetError: It won't; the message says how much would fit.
+        """
+        needed = self.plan.for_index(chunks)
+        if needed > self.plan.budget.bytes:
+            room = self.plan.chunks_left()
+            raise MemoryBudgetError(
+                f"These documents are about {chunks:,} passages, which take {format_bytes(chunks * CHUNK_BYTES)} of "
+                f"RAM in the index; with everything else that is {format_bytes(needed)}, and the budget is "
+                f"{format_bytes(self.plan.budget.bytes)}. About {room:,} passages would fit. Nothing was added: raise "
+                "memory_budget, or add fewer documents.",
+                needed_bytes=needed, budget_bytes=self.plan.budget.bytes,
+            )  # fmt: skip
+
+    def _refusal(self, what: str, predicted: int) -> MemoryBudgetError:
+        budget = self.plan.budget.bytes
+        return MemoryBudgetError(
+            f"{what} would take the process to {format_bytes(predicted)}, and the memory budget is "
+            f"{format_bytes(budget)}. Nothing was lost: raise memory_budget, choose a smaller context_tokens, or close "
+            "what else runs in this process.",
+            needed_bytes=predicted, budget_bytes=budget,
+        )  # fmt: skip
+
+
+def occupied(plan: MemoryPlan) -> int:
+    """Return what counts against the budget now, in bytes; see ``memory.plan`` on what a budget counts."""
+    now = rss()
+    if not plan.budget.enforced:
+        return now
+    anonymous = anonymous_rss()
+    return anonymous + int((now - anonymous) * WORKING_SHARE)

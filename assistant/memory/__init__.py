@@ -14,19 +14,28 @@ from .measure import (
     settle,
     tree_rss,
 )
+from .needs import ModelNeeds, read_needs
+from .plan import MemoryPlan, Part, alternatives, alternatives_table, choose
 from .trace import Growth, MemoryTrace
 
 __all__ = [
     "Budget",
     "Growth",
+    "MemoryPlan",
     "MemoryTrace",
+    "ModelNeeds",
+    "Part",
     "PeakMeter",
+    "alternatives",
+    "alternatives_table",
     "anonymous_rss",
     "cap_arenas",
     "cgroup_limit",
+    "choose",
     "detect_budget",
     "log_rss",
     "physical_bytes",
+    "read_needs",
     "release",
     "rss",
     "set_mmap_threshold",

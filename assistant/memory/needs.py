@@ -1,0 +1,121 @@
+"""What models and libraries take, before they are loaded: measured constants, and sums over ``config.json``.
+
+The constants come from ``python -m bench.memory`` on Linux x86-64 with the pinned requirements.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assistant.errors import ModelBrokenError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """RSS in bytes, and how much of it is clean file pages."""
+
+    bytes: int
+    file: int = 0
+
+
+LIBRARIES: Mapping[str, Cost] = {
+    "base": Cost(275 * MIB, 95 * MIB),
+    "browser": Cost(80 * MIB, 14 * MIB),
+    "store": Cost(16 * MIB),
+    "search": Cost(12 * MIB),
+}
+EMBEDDER = Cost(75 * MIB, 45 * MIB)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNeeds:
+    """What one way to run a chat model takes.
+
+    Attributes:
+        dtype: ``int8``, ``bf16`` or ``fp32``.
+        max_context: Tokens it was made for.
+        mapped: Bytes of weights in mapped files.
+        anonymous: Bytes of weights and tables in memory of its own.
+        kv_per_token: Bytes of keys and values a token.
+        fixed: Bytes a turn takes whatever its length.
+        per_prompt_token: Bytes of activations a token of the prompt, while it is read.
+    """
+
+    name: str
+    dtype: str
+    max_context: int
+    mapped: int
+    anonymous: int
+    kv_per_token: int
+    fixed: int
+    per_prompt_token: int
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of the KV cache of *tokens*, which comes in blocks of 64."""
+        return self.kv_per_token * (-(-tokens // 64) * 64)
+
+    def activations(self, prompt_tokens: int) -> int:
+        """Bytes that reading a prompt takes at its peak."""
+        return self.fixed + self.per_prompt_token * prompt_tokens
+
+
+def read_needs(folder: Path, name: str, dtypes: tuple[str, ...] = ("int8", "bf16", "fp32")) -> list[ModelNeeds]:
+    """Read what the model in *folder* takes in each of *dtypes*.
+
+    Raises:
+        ModelBrokenError: ``config.json`` is missing or is no causal language model's.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return [needs(config, name, dtype) for dtype in dtypes]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ModelBrokenError(f"{path} can't be read as a chat model's ({type(exc).__name__}: {exc}).") from exc
+
+
+def needs(config: Mapping[str, Any], name: str, dtype: str) -> ModelNeeds:
+    """Sum up a Llama-like model from its Hugging Face config.
+
+    Weights are mapped in the type they are stored in, and copied where another is wanted. Running int8 maps the int8
+    file and, while a prompt is read, the stored weights one layer at a time.
+    """
+    hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    intermediate, vocab = int(config["intermediate_size"]), int(config["vocab_size"])
+    tied = bool(config.get("tie_word_embeddings", False))
+    stored = 4 if str(config.get("dtype") or config.get("torch_dtype")) == "float32" else 2
+
+    embedding = vocab * hidden
+    layer = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim + 3 * hidden * intermediate
+    weights = layers * layer + embedding * (1 if tied else 2)
+    itemsize = 4 if dtype == "fp32" else 2
+    mapped, anonymous = weights * stored, 0
+    if dtype == "int8":
+        mapped = layers * layer + embedding + stored * layer
+    elif itemsize != stored:
+        anonymous = weights * itemsize
+    context = int(config.get("max_position_embeddings") or 2048)
+    rope_tables = 2 * min(context, 8192) * head_dim * itemsize
+    # Reading holds, a token: the residual twice, normed input, q, k, v and the mixture, gate, up and their product.
+    widths = 4 * hidden + 2 * heads * head_dim + 2 * kv_heads * head_dim + 3 * intermediate
+    return ModelNeeds(
+        name=name, dtype=dtype, max_context=context, mapped=mapped,
+        anonymous=anonymous + rope_tables + 4 * layers * hidden + TOKENIZER_BYTES,
+        kv_per_token=2 * layers * kv_heads * head_dim * itemsize, fixed=TURN_BYTES + 4 * vocab,
+        per_prompt_token=widths * itemsize,
+    )  # fmt: skip
+
+
+TOKENIZER_BYTES = 12 * MIB
+"""A tokenizer of 49,152 tokens, loaded by the tokenizers library."""
+
+TURN_BYTES = 8 * MIB
+"""What a turn takes beside KV cache and activations: oneDNN's scratch, strings, the answer."""

@@ -1,0 +1,309 @@
+"""The memory plan: what each part will take, chosen so that the sum stays inside the budget.
+
+Figures of parts that are not loaded are estimates: constants measured by ``python -m bench.memory`` (date and machine
+in docs/memory.md), and sums over a model's ``config.json``. Knows nothing of torch, Chroma or Gradio: it never loads
+what it plans for.
+
+What a budget counts. RSS has two kinds of pages. *Anonymous* ones (heaps, KV cache, activations) can only go when they
+are freed. *File* pages (code of libraries, mapped weights) are clean: the kernel may drop them at any time and read
+them again. Where the number is only a wish (a setting, a share of physical memory), all of RSS counts. Where the kernel
+itself enforces it (a cgroup's limit), it drops clean pages before it kills, so only the part of them that is in use at
+a time counts: ``WORKING_SHARE``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from assistant.errors import MemoryBudgetError
+from assistant.memory.limits import Budget
+from assistant.memory.needs import EMBEDDER, LIBRARIES, ModelNeeds
+from assistant.units import format_bytes
+
+MIB = 1 << 20
+WORKING_SHARE = 0.35
+"""Of file pages, what a process under pressure from its cgroup keeps using; see docs/memory.md."""
+
+CHUNK_BYTES = 2_700
+"""RSS that Chroma's index takes for one chunk of 384 floats (100,000 chunks: 270 MB)."""
+
+PARSER_BYTES = 64 * MIB
+"""RSS of one parser child reading a plain document; it is given what is left, at least this."""
+
+INGEST_BYTES = 64 * MIB
+"""Growth while documents are embedded: a batch's activations, its texts and vectors, the writers' buffers."""
+
+HEADROOM_BYTES = 24 * MIB
+"""For what no line names: fragmentation, threads' stacks, a browser's uploads on their way to disk."""
+
+CONTEXT_LADDER = (2048, 1536, 1024, 768, 512)
+"""Contexts tried, longest first; below 512 tokens there is no room for evidence and an answer."""
+
+Origin = Literal["measured", "estimated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One line of the plan.
+
+    Attributes:
+        bytes: Of RSS at its peak.
+        file: How many of these are clean file pages.
+        phase: ``turn`` or ``ingest`` when it is there only meanwhile; the plan counts the larger of the two, because an
+            ingest waits between batches while a turn needs the room.
+        elsewhere: In another process (the parser): it counts against a cgroup, not against this process's RSS.
+    """
+
+    name: str
+    bytes: int
+    file: int = 0
+    origin: Origin = "estimated"
+    words: str = ""
+    phase: Literal["", "turn", "ingest"] = ""
+    elsewhere: bool = False
+
+    @property
+    def anonymous(self) -> int:
+        """Bytes that no file backs."""
+        return self.bytes - self.file
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What will be loaded, and what it takes.
+
+    Attributes:
+        model: The chosen model, None for quotes alone.
+        context_tokens: It is run with this context; 0 without a model.
+        notes: What was given up to fit, in words for people; empty when nothing was.
+    """
+
+    budget: Budget
+    parts: tuple[Part, ...]
+    model: ModelNeeds | None
+    context_tokens: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> str:
+        """Of the chosen model; empty without one."""
+        return self.model.dtype if self.model is not None else ""
+
+    @property
+    def total(self) -> int:
+        """Peak of RSS and child processes together, in bytes: what stays, and the larger of a turn and an ingest."""
+        return self._phase("") + max(self._phase("turn"), self._phase("ingest"))
+
+    @property
+    def needed(self) -> int:
+        """What has to be there at the same time: *total*, less file pages the kernel would drop from a full cgroup."""
+        if not self.budget.enforced:
+            return self.total
+        file = sum(part.file for part in self.parts)
+        return self.total - file + int(file * WORKING_SHARE)
+
+    @property
+    def left(self) -> int:
+        """Budget less what is needed; negative when it does not fit."""
+        return self.budget.bytes - self.needed
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does."""
+        return self.left >= 0
+
+    def part(self, name: str) -> int:
+        """Return the bytes of the part of that name, 0 when there is none."""
+        return sum(part.bytes for part in self.parts if part.name == name)
+
+    def measured(self, name: str, amount: int, file: int = 0) -> MemoryPlan:
+        """Return the plan with a part's estimate replaced by what was measured."""
+        return replace(self, parts=tuple(
+            replace(part, bytes=amount, file=file, origin="measured") if part.name == name else part
+            for part in self.parts
+        ))  # fmt: skip
+
+    @property
+    def resident(self) -> int:
+        """RSS between turns, in bytes: everything loaded, nothing under way."""
+        return self._phase("") - self.part("headroom")
+
+    def _phase(self, phase: str) -> int:
+        return sum(part.bytes for part in self.parts if part.phase == phase)
+
+    def for_turn(self, prompt_tokens: int, new_tokens: int) -> int:
+        """Predict the peak RSS of a turn in bytes."""
+        return self.resident + self.turn_growth(prompt_tokens, new_tokens)
+
+    def turn_growth(self, prompt_tokens: int, new_tokens: int) -> int:
+        """Predict by how much a turn raises RSS over *resident*, in bytes."""
+        search = self.part("search")
+        if self.model is None:
+            return search
+        return max(search, self.model.kv_bytes(prompt_tokens + new_tokens) + self.model.activations(prompt_tokens))
+
+    def for_index(self, more_chunks: int) -> int:
+        """Return what is needed with *more_chunks* in the index, in bytes."""
+        return self.needed + more_chunks * CHUNK_BYTES
+
+    def chunks_left(self) -> int:
+        """How many more chunks the budget can hold."""
+        return max(0, self.left) // CHUNK_BYTES
+
+    def parser_bytes(self, most: int) -> int:
+        """What one parser may take: *most*, but no more than the budget leaves, at least what a small file needs."""
+        spare = max(0, self.left) + self.part("parser")
+        return max(PARSER_BYTES, min(most, spare)) if self.budget.limit is not None else most
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {
+            "budget": self.budget.bytes, "origin": self.budget.origin, "enforced": self.budget.enforced,
+            "model": self.model.name if self.model else None, "dtype": self.dtype,
+            "context_tokens": self.context_tokens, "total": self.total, "needed": self.needed, "left": self.left,
+            "notes": list(self.notes),
+            "parts": [{"name": part.name, "bytes": part.bytes, "file": part.file, "origin": part.origin,
+                       "words": part.words} for part in self.parts],
+        }  # fmt: skip
+
+    def table(self) -> str:
+        """Return the plan as lines of text for a terminal."""
+        rows = [("part", "bytes", "of these file pages", "", "")]
+        rows += [(part.name, format_bytes(part.bytes), format_bytes(part.file) if part.file else "-", part.origin,
+                  part.words) for part in self.parts]  # fmt: skip
+        rows.append(("sum", format_bytes(self.total), format_bytes(sum(part.file for part in self.parts)), "",
+                     "with the larger of a turn and an ingest"))  # fmt: skip
+        if self.budget.enforced:
+            rows.append(("needed at once", format_bytes(self.needed), "", "",
+                         f"with {WORKING_SHARE:.0%} of the file pages; the kernel drops the rest"))  # fmt: skip
+        rows.append(("budget", format_bytes(self.budget.bytes), "", "", self.budget.words))
+        rows.append(("left", format_bytes(self.left), "", "", "" if self.fits else "it does not fit"))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        w, x, y, z = widths
+        lines = [f"{a:<{w}}  {b:>{x}}  {c:>{y}}  {d:<{z}}  {e}".rstrip() for a, b, c, d, e in rows]
+        return "\n".join([*lines, *self.notes])
+
+
+def choose(budget: Budget, models: Sequence[ModelNeeds], *, context_tokens: int = 0, chunks: int = 0,
+           browser: bool = True, ingest: bool = True, loaded: int = 0) -> MemoryPlan:  # fmt: skip
+    """Choose what fits: int8 over bf16, then a shorter context, then no chat model; in this order, and said.
+
+    Args:
+        budget: To stay inside.
+        models: Ways to run the wanted model, the preferred one first; empty for ``model = none``.
+        context_tokens: The wanted context; 0 is what the model was made for, at most 2048.
+        chunks: In the index now.
+        browser: Whether the browser chat runs in this process.
+        ingest: Whether documents may be ingested while it runs.
+        loaded: RSS of what is loaded beside the assistant (a script's own data), in bytes.
+
+    Raises:
+        MemoryBudgetError: Even the least does not fit; the message holds the sum.
+    """
+    common = _common(chunks=chunks, browser=browser, ingest=ingest, loaded=loaded)
+    first: MemoryPlan | None = None
+    for model, context in _ladder(models, context_tokens):
+        plan = MemoryPlan(budget, (*common, *_model_parts(model, context)), model, context)
+        first = first or plan
+        if plan.fits:
+            return replace(plan, notes=_said(first, plan))
+    plan = MemoryPlan(budget, common, None, 0)
+    if not plan.fits:
+        raise MemoryBudgetError(
+            f"The memory budget of {format_bytes(budget.bytes)} ({budget.words}) is too small: even without a chat "
+            f"model it takes {format_bytes(plan.needed)} ("
+            + " + ".join(f"{part.name} {format_bytes(part.bytes)}" for part in plan.parts if part.bytes)
+            + f"). Set memory_budget to {_round_up(plan.needed)} or more"
+            + (", or remove documents." if chunks > 10_000 else "."),
+            needed_bytes=plan.needed, budget_bytes=budget.bytes,
+        )  # fmt: skip
+    return replace(plan, notes=_said(first, plan)) if first is not None else plan
+
+
+def alternatives(budget: Budget, models: Sequence[ModelNeeds], *, chunks: int = 0, browser: bool = True,
+                 ingest: bool = True) -> list[MemoryPlan]:  # fmt: skip
+    """Return a plan for each model and context, whether it fits or not: what ``python -m assistant memory`` lists."""
+    common = _common(chunks=chunks, browser=browser, ingest=ingest, loaded=0)
+    plans = [
+        MemoryPlan(budget, (*common, *_model_parts(model, context)), model, context)
+        for model in models
+        for context in sorted({*CONTEXT_LADDER, model.max_context}, reverse=True)
+        if context <= model.max_context
+    ]
+    return [*plans, MemoryPlan(budget, common, None, 0)]
+
+
+def alternatives_table(plans: Sequence[MemoryPlan]) -> str:
+    """Return the alternatives as lines of text for a terminal."""
+    rows = [("model", "dtype", "context", "needs", "")]
+    for plan in plans:
+        name, context = ("none (quotes alone)", "") if plan.model is None else (plan.model.name, plan.context_tokens)
+        rows.append((name, plan.dtype, str(context), format_bytes(plan.needed), "fits" if plan.fits else "too large"))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return "\n".join(
+        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e}".rstrip()
+        for a, b, c, d, e in rows
+    )
+
+
+def _ladder(models: Sequence[ModelNeeds], wanted: int) -> Iterator[tuple[ModelNeeds, int]]:
+    """Yield ways to run, the most wanted first: each model at the full context, then the smallest with less."""
+    if not models:
+        return
+    full = {id(model): min(wanted or CONTEXT_LADDER[0], model.max_context) for model in models}
+    for model in models:
+        yield model, full[id(model)]
+    least = min(models, key=lambda model: model.mapped + model.anonymous)
+    for context in CONTEXT_LADDER:
+        if context < full[id(least)]:
+            yield least, context
+
+
+def _common(*, chunks: int, browser: bool, ingest: bool, loaded: int) -> tuple[Part, ...]:
+    libraries = [LIBRARIES["base"], *([LIBRARIES["browser"]] if browser else [])]
+    parts = [
+        Part("interpreter and libraries", sum(cost.bytes for cost in libraries), sum(cost.file for cost in libraries),
+             words="torch, Chroma, LangChain" + (", Gradio" if browser else "")),
+        Part("embedder", EMBEDDER.bytes, EMBEDDER.file, words="all-MiniLM-L6-v2"),
+        Part("index", LIBRARIES["store"].bytes + chunks * CHUNK_BYTES, words=f"{chunks:,} chunks"),
+        Part("search", LIBRARIES["search"].bytes, words="one question's queries, hits and quotes", phase="turn"),
+    ]  # fmt: skip
+    if ingest:
+        parts.append(Part("ingest", INGEST_BYTES, words="a batch on its way into the index", phase="ingest"))
+        parts.append(Part("parser", PARSER_BYTES, words="in a process of its own", phase="ingest", elsewhere=True))
+    if loaded:
+        parts.append(Part("caller", loaded, origin="measured", words="what the script itself holds"))
+    parts.append(Part("headroom", HEADROOM_BYTES))
+    return tuple(parts)
+
+
+def _model_parts(model: ModelNeeds, context: int) -> tuple[Part, ...]:
+    return (
+        Part("chat model", model.mapped + model.anonymous, model.mapped, words=f"{model.name}, {model.dtype}"),
+        Part("KV cache", model.kv_bytes(context), words=f"{context:,} tokens", phase="turn"),
+        Part("activations", model.activations(context), phase="turn"),
+    )
+
+
+def _said(first: MemoryPlan, chosen: MemoryPlan) -> tuple[str, ...]:
+    """Say what was given up between the first wish and what fits."""
+    if first.model is None or (chosen.model is first.model and chosen.context_tokens == first.context_tokens):
+        return ()
+    why = (
+        f"{first.model.dtype} with {first.context_tokens:,} tokens of context needs {format_bytes(first.needed)}, "
+        f"and the budget is {format_bytes(first.budget.bytes)}"
+    )
+    if chosen.model is None:
+        return (f"No chat model: {first.model.name} in {why}; answers are quotes alone.",)
+    said = []
+    if chosen.dtype != first.dtype:
+        said.append(f"{chosen.dtype} weights instead of {first.dtype}")
+    if chosen.context_tokens != first.context_tokens:
+        said.append(f"a context of {chosen.context_tokens:,} tokens instead of {first.context_tokens:,}")
+    return (f"To fit: {' and '.join(said)} ({why}).",)
+
+
+def _round_up(amount: int) -> str:
+    return f"{-(-amount // (16 * MIB)) * 16}MiB"
