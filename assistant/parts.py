@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from . import memory
 from .admission import Admission
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .worker import TorchWorker
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+
+_PREFIX_CACHE_BYTES = 48 << 20  # a 2,048-token prompt of the packaged model takes 45 MiB of keys and values
 
 
 class Parts:
@@ -227,7 +228,14 @@ def _make_chat_model(parts: Parts) -> ChatModel | None:
 
     settings = parts.settings
     return load_chat_model(
-        parts.resolved_model, parts.worker, dtype=settings.dtype, context_tokens=settings.context_tokens
+        parts.resolved_model,
+        parts.worker,
+        dtype=settings.dtype,
+        context_tokens=settings.context_tokens,
+        prefix_cache_bytes=_PREFIX_CACHE_BYTES if settings.prefix_cache else 0,
+        device=settings.device,
+        model_name=settings.model_name,
+        api_key=settings.api_key,
     )
 
 

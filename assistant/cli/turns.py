@@ -37,7 +37,7 @@ def ask(settings: Settings, args: argparse.Namespace) -> int:
             answer = _last(events)
             print(json.dumps(answer.as_dict(), ensure_ascii=False, indent=2))
         else:
-            answer = _show(events)
+            answer = show_events(events)
             if args.session is None:
                 print(f"session {answer.session_id} (continue it with --session {answer.session_id})", file=sys.stderr)
         if trace is not None:
@@ -72,7 +72,7 @@ def chat(settings: Settings, args: argparse.Namespace) -> int:
                         if line == "/retry"
                         else assistant.stream(line, session_id=session_id)
                     )
-                    last = _show(events)
+                    last = show_events(events)
             except AssistantError as exc:
                 print(f"! {exc}", file=sys.stderr)
             except KeyboardInterrupt:
@@ -101,7 +101,7 @@ def search(settings: Settings, args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(events: Iterator[Event]) -> Answer:
+def show_events(events: Iterator[Event]) -> Answer:
     """Print what happens; Ctrl+C stops the turn, and what there is by then is kept."""
     try:
         for event in events:

@@ -1,0 +1,140 @@
+"""``sessions``: conversations as people handle them: list, show, search, branch, export, import, check."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+
+from assistant.history import History
+from assistant.records import Turn
+from assistant.settings import Settings
+
+_STATUS = {"stopped": " (stopped)", "failed": " (failed)", "interrupted": " (interrupted)", "running": " (running)"}
+
+
+def listing(settings: Settings, args: argparse.Namespace) -> int:
+    """Print the sessions, the one used last first."""
+    with _history(settings) as history:
+        sessions = history.sessions(args.user, limit=1000)
+    if not sessions:
+        print("There are no conversations yet.")
+    for session in sessions:
+        turns = f"{session.turn_count} turns" if session.turn_count != 1 else "1 turn"
+        print(f"{session.id}  {_date(session.updated_at)}  {turns:>9}  {session.title}")
+    return 0
+
+
+def show(settings: Settings, args: argparse.Namespace) -> int:
+    """Print the latest turns of a session."""
+    with _history(settings) as history:
+        turns = history.turns(args.session, args.user, limit=args.turns)
+    for turn in turns:
+        if args.json:
+            print(json.dumps(asdict(turn), ensure_ascii=False))
+        else:
+            print(_block(turn))
+    return 0
+
+
+def rename(settings: Settings, args: argparse.Namespace) -> int:
+    """Give a session another title."""
+    with _history(settings) as history:
+        session = history.rename(args.session, args.title, args.user)
+    print(f"{session.id} is now called {session.title}")
+    return 0
+
+
+def delete(settings: Settings, args: argparse.Namespace) -> int:
+    """Delete a session with all its branches."""
+    with _history(settings) as history:
+        history.delete(args.session, args.user)
+    print(f"deleted {args.session}")
+    return 0
+
+
+def undo(settings: Settings, args: argparse.Namespace) -> int:
+    """Take the last turn back; it stays as a branch."""
+    with _history(settings) as history:
+        turn = history.undo(args.session, user=args.user)
+    print(f"took back turn {turn.id}: {turn.question}" if turn else "There is nothing to take back.")
+    return 0
+
+
+def branches(settings: Settings, args: argparse.Namespace) -> int:
+    """Print where a session branches: each turn that has others beside it."""
+    with _history(settings) as history:
+        shown = list(history.window(args.session, args.user))[::-1]
+        found = False
+        for turn in shown:
+            siblings = history.siblings(args.session, turn.id, args.user)
+            for sibling in siblings if len(siblings) > 1 else ():
+                found = True
+                mark = "*" if sibling == turn.id else " "
+                print(f"{mark} {sibling}  {history.turn(sibling, args.session, args.user).question}")
+    if not found:
+        print("This conversation has one branch.")
+    return 0
+
+
+def switch(settings: Settings, args: argparse.Namespace) -> int:
+    """Make the branch through a turn the one that is shown."""
+    with _history(settings) as history:
+        session = history.switch(args.session, _turn_id(args.turn), args.user)
+    print(f"{session.id} shows the branch through turn {args.turn}")
+    return 0
+
+
+def retry(settings: Settings, args: argparse.Namespace) -> int:
+    """Answer the last question again."""
+    from assistant.core import Assistant
+
+    from .turns import show_events
+
+    with Assistant(settings) as assistant:
+        show_events(assistant.retry(args.session, user=args.user))
+    return 0
+
+
+def edit(settings: Settings, args: argparse.Namespace) -> int:
+    """Ask an earlier question differently."""
+    from assistant.core import Assistant
+
+    from .turns import show_events
+
+    with Assistant(settings) as assistant:
+        show_events(assistant.edit(args.session, _turn_id(args.turn), args.question, user=args.user))
+    return 0
+
+
+@contextmanager
+def _history(settings: Settings) -> Iterator[History]:
+    """Open the conversations alone: listing them needs no model, index or torch."""
+    history = History.open(settings.history_dir, max_bytes=settings.history_max_bytes, archive=settings.history_archive)
+    with history:
+        yield history
+
+
+def _turn_id(text: str) -> int:
+    from assistant.errors import UnknownTurnError
+
+    if not text.isdigit():
+        raise UnknownTurnError(f"{text!r} is no turn number; `sessions show` prints them.")
+    return int(text)
+
+
+def _block(turn: Turn) -> str:
+    head = f"── {turn.id}  {_date(turn.created_at)}{_STATUS.get(turn.status, '')}"
+    quotes = "".join(
+        f"\n  [{quote['number']}] “{' '.join(str(quote['text']).split())}” ({quote['name']})"
+        for quote in turn.details.get("quotes", ())
+    )
+    error = f"\n! {turn.error}" if turn.error else ""
+    return f"{head}\n> {turn.question}\n{turn.answer}{error}{quotes}\n"
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
