@@ -1,7 +1,7 @@
 """Which model: packaged, a local folder, a hub id, an OpenAI-compatible server, or none.
 
-``prepare`` makes the packaged models' folders, ``resolve`` turns what a user wrote into a place, ``listed`` says what is
-there and what it costs. Nothing here loads a model, and nothing here imports torch or transformers.
+``prepare`` makes the packaged models' folders, ``resolve`` turns what a user wrote into a place, ``listed`` says what
+is there and what it costs. Nothing here loads a model, and nothing here imports torch or transformers.
 
 ::
 

