@@ -1,0 +1,294 @@
+"""The forward pass of Llama-like models: reading a prompt layer by layer, and steps of a few tokens.
+
+Knows tensors only: no tokenizer, no sampling. Two paths over the same weights and the same cache:
+
+- ``read``: many tokens; plain matrix products in the compute type, fused attention. A generator that rests after each
+  layer, so that stopping and other work wait some 50 ms and not for the whole prompt.
+- ``step``: 1 to ``max_step`` tokens; int8 weights where there are any, keys kept transposed, views made once a step.
+
+A step of several tokens gives bit for bit what single steps give: all products are computed a row at a time whatever
+the number of rows (``rows_agree`` probes that), and attention always runs over whole blocks of ``BLOCK`` slots with the
+unused ones masked, so that the shape of its sums depends on the position alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .architecture import Architecture, rope_tables
+from .weights import TensorFolder
+
+BLOCK = 64
+"""Slots of the cache are used in blocks of this many."""
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class Cache:
+    """Keys and values of one conversation, preallocated.
+
+    Keys are [layers, kv_heads, head_dim, slots] (transposed: a step multiplies by them as they lie), values
+    [layers, kv_heads, slots, head_dim]. Slots past ``length`` hold finite numbers: they are masked, and 0 * NaN is NaN.
+    """
+
+    def __init__(self, arch: Architecture, tokens: int, dtype: torch.dtype, device: str = "cpu") -> None:
+        self.slots = -(-tokens // BLOCK) * BLOCK
+        self.length = 0
+        self.keys = torch.zeros(arch.layers, arch.kv_heads, arch.head_dim, self.slots, dtype=dtype, device=device)
+        self.values = torch.zeros(arch.layers, arch.kv_heads, self.slots, arch.head_dim, dtype=dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def take(self, other: Cache, length: int) -> None:
+        """Copy the first *length* tokens of another conversation's cache."""
+        self.keys[..., :length] = other.keys[..., :length]
+        self.values[:, :, :length] = other.values[:, :, :length]
+        self.length = length
+
+
+@dataclass(slots=True)
+class _Layer:
+    """One layer as a step uses it; *read* names what reading uses."""
+
+    input_norm: torch.Tensor
+    qkv: Linear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    out: Linear
+    post_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Decoder:
+    """A Llama-like model over mapped weights.
+
+    Args:
+        arch: Its switches.
+        tensors: Its weights.
+        dtype: Compute type, ``torch.bfloat16`` or ``torch.float32``.
+        context_tokens: Longest conversation.
+        quantized: Fused int8 weights for steps, by name; None steps with the plain ones.
+        device: Where to compute.
+        lean: Take a layer's pages out of this process when it has been read.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        tensors: TensorFolder,
+        *,
+        dtype: torch.dtype,
+        context_tokens: int,
+        quantized: dict[str, Linear] | None = None,
+        device: str = "cpu",
+        lean: bool = False,
+    ) -> None:
+        self.arch = arch
+        self.dtype = dtype
+        self.device = device
+        self._tensors = tensors
+        self._lean = lean and quantized is not None
+        self._kept: dict[str, torch.Tensor] = {}
+        self._keep = quantized is None
+        self._act = _ACTIVATIONS[arch.activation]
+        self._cos, self._sin = (table.to(device) for table in rope_tables(arch, context_tokens, dtype))
+        self._scale = arch.head_dim**-0.5
+        # The mask of a block: token i of it sees slots 0 to i; repeated for each query head of a group.
+        block = torch.full((BLOCK, BLOCK), float("-inf"), dtype=dtype, device=device).triu(1)
+        self._mask = block.repeat_interleave(arch.groups, 0)
+        self._final_norm = self._norm("model.norm.weight")
+        self._embedding = tensors.tensor("model.embed_tokens.weight")
+        self._head_name = "model.embed_tokens.weight" if arch.tied else "lm_head.weight"
+        self._embedding_scale = torch.tensor(arch.embedding_scale, dtype=dtype, device=device)
+        if self._keep:
+            self._embedding = self._weight("model.embed_tokens.weight")
+        self._layers = [self._layer(index, quantized) for index in range(arch.layers)]
+        self.head: Linear = quantized["head"] if quantized else self._plain((self._head_name,))
+        self.max_step = 1
+
+    def new_cache(self, tokens: int) -> Cache:
+        """Make room for a conversation of *tokens*."""
+        return Cache(self.arch, tokens, self.dtype, self.device)
+
+    def read(self, tokens: Sequence[int], cache: Cache, *, chunk: int = 2048) -> Iterator[torch.Tensor | None]:
+        """Read *tokens* into *cache*; rest (giving None) after each layer.
+
+        Gives:
+            Last of all the logits of the last token, of shape [vocab].
+        """
+        hidden = None
+        for start in range(0, len(tokens), chunk):
+            part = tokens[start : start + chunk]
+            hidden = self._embed(part)
+            mask = self._read_mask(cache.length, len(part))
+            for index in range(self.arch.layers):
+                hidden = self._read_layer(index, hidden, cache, mask)
+                if self._lean:
+                    self._tensors.drop(self._names(index))
+                yield None
+            cache.length += len(part)
+        assert hidden is not None, "nothing to read"
+        yield self.head(self._normed(hidden[-1:], self._final_norm))[0]
+
+    def step(self, tokens: Sequence[int], cache: Cache) -> torch.Tensor:
+        """Run 1 to ``max_step`` tokens that stay within one block of slots.
+
+        Returns:
+            Logits of shape [len(tokens), vocab].
+        """
+        arch, rows, start = self.arch, len(tokens), cache.length
+        heads, kv, groups, dim = arch.heads, arch.kv_heads, arch.groups, arch.head_dim
+        used = -(-(start + rows) // BLOCK) * BLOCK
+        offset = start - (used - BLOCK)
+        mask = self._mask[offset * groups : (offset + rows) * groups]
+        cos, sin = self._cos[start : start + rows].unsqueeze(1), self._sin[start : start + rows].unsqueeze(1)
+        new_keys = cache.keys[..., start : start + rows].unbind(0)
+        new_values = cache.values[:, :, start : start + rows].unbind(0)
+        all_keys, all_values = cache.keys[..., :used].unbind(0), cache.values[:, :, :used].unbind(0)
+        scores = torch.empty(kv, rows * groups, used, dtype=self.dtype, device=self.device)
+        last_block = scores[..., used - BLOCK :]
+        hidden = self._embed(tokens)
+        for index, layer in enumerate(self._layers):
+            qkv = layer.qkv(self._normed(hidden, layer.input_norm)).view(rows, heads + 2 * kv, dim)
+            qk = qkv[:, : heads + kv]
+            if layer.q_norm is not None:
+                qk = self._head_norms(qk, layer)
+            qk = torch.addcmul(qk * cos, torch.roll(qk, dim // 2, -1), sin)
+            new_keys[index].copy_(qk[:, heads:].permute(1, 2, 0))
+            new_values[index].copy_(qkv[:, heads + kv :].transpose(0, 1))
+            query = qk[:, :heads].reshape(rows, kv, groups, dim).transpose(0, 1).reshape(kv, rows * groups, dim)
+            torch.baddbmm(scores, query, all_keys[index], beta=0, alpha=self._scale, out=scores)
+            last_block.add_(mask)
+            mixed = torch.bmm(torch.softmax(scores, -1), all_values[index])
+            mixed = mixed.view(kv, rows, groups, dim).transpose(0, 1).reshape(rows, heads * dim)
+            hidden = hidden.add_(layer.out(mixed))
+            gate, up = layer.gate_up(self._normed(hidden, layer.post_norm)).chunk(2, -1)
+            hidden = hidden.add_(layer.down(self._act(gate).mul_(up)))
+        cache.length += rows
+        return self.head(self._normed(hidden, self._final_norm))
+
+    def room_in_block(self, cache: Cache) -> int:
+        """Tokens that the next step may run: those left in the current block, at least 1."""
+        return BLOCK - cache.length % BLOCK
+
+    def _read_layer(self, index: int, hidden: torch.Tensor, cache: Cache, mask: torch.Tensor | None) -> torch.Tensor:
+        arch, rows, start = self.arch, hidden.shape[0], cache.length
+        layer = self._layers[index]
+        attn, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
+        x = self._normed(hidden, layer.input_norm)
+        q = self._linear(x, attn + "q_proj").view(rows, arch.heads, arch.head_dim)
+        k = self._linear(x, attn + "k_proj").view(rows, arch.kv_heads, arch.head_dim)
+        v = self._linear(x, attn + "v_proj").view(rows, arch.kv_heads, arch.head_dim)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = self._normed(q, layer.q_norm), self._normed(k, layer.k_norm)
+        cos, sin = self._cos[start : start + rows].unsqueeze(1), self._sin[start : start + rows].unsqueeze(1)
+        half = arch.head_dim // 2
+        q = torch.addcmul(q * cos, torch.roll(q, half, -1), sin)
+        k = torch.addcmul(k * cos, torch.roll(k, half, -1), sin)
+        cache.keys[index, :, :, start : start + rows] = k.permute(1, 2, 0)
+        cache.values[index, :, start : start + rows] = v.transpose(0, 1)
+        if start:
+            keys = cache.keys[index, :, :, : start + rows].transpose(1, 2).contiguous()
+            values = cache.values[index, :, : start + rows]
+        else:
+            keys, values = k.transpose(0, 1), v.transpose(0, 1)
+        # Each query head of a group is a batch entry over the same keys: expanded, never repeated.
+        grouped = q.view(rows, arch.kv_heads, arch.groups, arch.head_dim).permute(2, 1, 0, 3)
+        mixed = F.scaled_dot_product_attention(
+            grouped,
+            keys.expand(arch.groups, -1, -1, -1),
+            values.expand(arch.groups, -1, -1, -1),
+            attn_mask=mask,
+            is_causal=mask is None and rows > 1,
+        )
+        mixed = mixed.permute(2, 1, 0, 3).reshape(rows, arch.heads * arch.head_dim)
+        hidden = hidden + self._linear(mixed, attn + "o_proj")
+        x = self._normed(hidden, layer.post_norm)
+        x = self._act(self._linear(x, mlp + "gate_proj")).mul_(self._linear(x, mlp + "up_proj"))
+        return hidden.add_(self._linear(x, mlp + "down_proj"))
+
+    def _read_mask(self, start: int, rows: int) -> torch.Tensor | None:
+        if start == 0:
+            return None
+        mask = torch.zeros(rows, start + rows, dtype=self.dtype, device=self.device)
+        mask[:, start:] = torch.full((rows, rows), float("-inf"), dtype=self.dtype, device=self.device).triu_(1)
+        return mask
+
+    def _embed(self, tokens: Sequence[int]) -> torch.Tensor:
+        hidden = F.embedding(torch.tensor(tokens, device=self._embedding.device), self._embedding).to(self.dtype)
+        return hidden * self._embedding_scale if self.arch.embedding_scale != 1.0 else hidden
+
+    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.arch.eps)
+
+    def _head_norms(self, qk: torch.Tensor, layer: _Layer) -> torch.Tensor:
+        assert layer.q_norm is not None
+        assert layer.k_norm is not None
+        heads = self.arch.heads
+        return torch.cat((self._normed(qk[:, :heads], layer.q_norm), self._normed(qk[:, heads:], layer.k_norm)), 1)
+
+    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        bias = name + ".bias"
+        return F.linear(x, self._weight(name + ".weight"), self._weight(bias) if bias in self._tensors else None)
+
+    def _weight(self, name: str) -> torch.Tensor:
+        """Return a tensor in the compute type: the mapped one, or a copy, kept when steps need it again and again."""
+        found = self._kept.get(name)
+        if found is None:
+            found = self._tensors.tensor(name).to(device=self.device, dtype=self.dtype)
+            if self._keep:
+                self._kept[name] = found
+        return found
+
+    def _norm(self, name: str) -> torch.Tensor:
+        weight = self._tensors.tensor(name).to(device=self.device, dtype=torch.float32) + self.arch.norm_offset
+        return weight.to(self.dtype)
+
+    def _plain(self, names: tuple[str, ...]) -> Linear:
+        """Make a product with one or several weights of the same input, results side by side."""
+        if len(names) == 1:
+            (name,) = names
+            if name.endswith(".weight"):
+                return lambda x: F.linear(x, self._weight(name))
+            return lambda x: self._linear(x, name)
+        return lambda x: torch.cat([self._linear(x, name) for name in names], -1)
+
+    def _layer(self, index: int, quantized: dict[str, Linear] | None) -> _Layer:
+        base = f"model.layers.{index}."
+        attn, mlp = base + "self_attn.", base + "mlp."
+        parts = {
+            "qkv": (attn + "q_proj", attn + "k_proj", attn + "v_proj"),
+            "out": (attn + "o_proj",),
+            "gate_up": (mlp + "gate_proj", mlp + "up_proj"),
+            "down": (mlp + "down_proj",),
+        }
+        qk_norm = self.arch.qk_norm
+        return _Layer(
+            input_norm=self._norm(base + "input_layernorm.weight"),
+            post_norm=self._norm(base + "post_attention_layernorm.weight"),
+            q_norm=self._norm(attn + "q_norm.weight") if qk_norm else None,
+            k_norm=self._norm(attn + "k_norm.weight") if qk_norm else None,
+            **{
+                part: quantized[f"{index}.{part}"] if quantized else self._plain(names) for part, names in parts.items()
+            },
+        )
+
+    def _names(self, index: int) -> list[str]:
+        base = f"model.layers.{index}."
+        ends = [f"self_attn.{part}_proj.weight" for part in "qkvo"] + [
+            f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")
+        ]
+        return [base + end for end in ends]

@@ -1,0 +1,227 @@
+"""The local chat model: what is loaded, what a turn may hold, and what is kept between turns."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from assistant.errors import AssistantError, ContextOverflowError, InferenceError, ModelBrokenError
+from assistant.records import Message
+
+from . import architecture
+from .chat_text import ChatText
+from .decoder import Decoder
+from .generate import Decoding, Engine
+from .types import GenerationStats, Sampling
+from .weights import TensorFolder
+
+if TYPE_CHECKING:
+    from assistant.worker import TorchWorker
+
+DEFAULT_CONTEXT = 2048
+"""Longest context unless asked for more: keys and values of a long one cost more than the packaged models."""
+
+
+class LocalChatModel:
+    """A causal language model in a Hugging Face folder; see ``types.ChatModel`` for what it offers.
+
+    Raises:
+        ModelBrokenError: The folder is incomplete, truncated or not a causal language model.
+    """
+
+    estimated = False
+
+    def __init__(
+        self,
+        folder: Path,
+        worker: TorchWorker,
+        *,
+        name: str = "",
+        dtype: str = "auto",
+        context_tokens: int = 0,
+        prefix_cache_bytes: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        self.name = name or folder.name
+        self._folder = folder
+        self._worker = worker
+        self._device = device
+        self._asked_dtype = dtype
+        self._compute = compute_dtype(dtype, device)
+        self._config = _config(folder)
+        self._arch = architecture.read(self._config)
+        made_for = int(
+            self._config.get("max_position_embeddings") or self._config.get("n_positions") or DEFAULT_CONTEXT
+        )
+        self.context_tokens = min(context_tokens or DEFAULT_CONTEXT, made_for)
+        self._text = ChatText(folder)
+        self._engine: Engine | None = None
+        self._closed = False
+        self.dtype = "fp32" if self._compute == torch.float32 else "bf16"
+        worker.run(self._load)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are mapped."""
+        return self._engine is not None
+
+    def count(self, text: str) -> int:
+        """Count the tokens of *text* alone."""
+        return self._text.count(text)
+
+    def count_prompt(self, messages: Sequence[Message]) -> int:
+        """Count the tokens of the whole prompt."""
+        return len(self._text.prompt(messages))
+
+    def start(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        stop: threading.Event | None = None,
+        session_id: str | None = None,
+    ) -> LocalGeneration:
+        """Begin an answer; see ``types.ChatModel.start``."""
+        if self._closed:
+            raise InferenceError(f"The model {self.name} was closed.")
+        sampling = sampling or Sampling()
+        prompt = self._text.prompt(messages)
+        room = self.context_tokens - len(prompt)
+        if not prompt or room < 1:
+            raise ContextOverflowError(
+                f"The prompt has {len(prompt)} tokens and {self.name} reads {self.context_tokens} with its answer; "
+                "ask a shorter question or give it less to read.",
+                over_tokens=1 - room,
+            )
+        most = min(sampling.max_new_tokens, room)
+
+        def make() -> Decoding:
+            engine = self._load()
+            return Decoding(
+                engine,
+                self._text,
+                prompt,
+                sampling,
+                most_tokens=most,
+                stop=stop or threading.Event(),
+                lease=lambda: (engine.new_cache(len(prompt) + most), 0),
+                give_back=lambda cache, tokens: None,
+            )
+
+        return LocalGeneration(self._worker, make)
+
+    def memory_estimate(self, context_tokens: int) -> dict[str, int]:
+        """Say in bytes what a turn of *context_tokens* takes; see ``types.ChatModel.memory_estimate``."""
+        mapped = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
+        itemsize = self._compute.itemsize
+        if self._arch is None:
+            return {
+                "weights_mapped": 0,
+                "weights_anonymous": mapped,
+                "kv_cache": 0,
+                "prefix_cache": 0,
+                "activations": 0,
+            }
+        arch = self._arch
+        width = 4 * arch.hidden + 2 * arch.heads * arch.head_dim + 3 * arch.intermediate
+        return {
+            "weights_mapped": mapped,
+            "weights_anonymous": 0,
+            "kv_cache": arch.kv_bytes(context_tokens, itemsize),
+            "prefix_cache": 0,
+            "activations": width * min(context_tokens, 2048) * itemsize,
+        }
+
+    def release_caches(self) -> int:
+        """Free what is kept between turns; say how many bytes that was."""
+        return 0
+
+    def unload(self) -> None:
+        """Free the weights; the next turn loads them again."""
+        self._worker.run(self._drop)
+
+    def close(self) -> None:
+        """Free everything, for good."""
+        if not self._closed:
+            self._closed = True
+            self.unload()
+
+    def _drop(self) -> None:
+        self._engine = None
+
+    def _load(self) -> Engine:
+        """Map the weights, once; on the worker."""
+        if self._engine is None:
+            if self._arch is None:
+                raise ModelBrokenError(f"{self.name}: no path for model type {self._config.get('model_type')!r} yet.")
+            self._engine = Decoder(
+                self._arch,
+                TensorFolder(self._folder),
+                dtype=self._compute,
+                context_tokens=self.context_tokens,
+                device=self._device,
+            )
+        return self._engine
+
+
+class LocalGeneration:
+    """A running answer of a local model; see ``types.Generation``."""
+
+    def __init__(self, worker: TorchWorker, make: Callable[[], Decoding]) -> None:
+        self._decoding: Decoding | None = None
+
+        def begin() -> Iterator[str]:
+            self._decoding = make()
+            return self._decoding.run()
+
+        self._pieces: Any = worker.stream(begin)
+
+    @property
+    def stats(self) -> GenerationStats:
+        """What it took so far."""
+        return self._decoding.stats if self._decoding is not None else GenerationStats()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        """Give the next piece of text."""
+        try:
+            while True:
+                piece: str = next(self._pieces)
+                if piece:
+                    return piece
+        except (StopIteration, AssistantError):
+            raise
+        except Exception as exc:
+            raise InferenceError(f"The model failed while it was writing: {exc}") from exc
+
+    def close(self) -> None:
+        """End early and free the keys and values."""
+        self._pieces.close()
+
+
+def compute_dtype(asked: str, device: str) -> torch.dtype:
+    """Choose what to compute in: bfloat16 where the CPU multiplies it, else float32."""
+    if asked == "fp32":
+        return torch.float32
+    if asked == "bf16" or device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ModelBrokenError(f"The model folder {folder} lacks config.json.") from exc
+    except ValueError as exc:
+        raise ModelBrokenError(f"{path} is damaged: {exc}.") from exc
+    if not isinstance(config, dict):
+        raise ModelBrokenError(f"{path} is damaged: it holds no object.")
+    return config

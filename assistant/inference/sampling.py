@@ -1,0 +1,81 @@
+"""Which token comes next. Works on one row of logits in place; knows nothing of models."""
+
+from __future__ import annotations
+
+import torch
+
+from .types import Sampling
+
+_NUCLEUS_FIRST = 64
+"""Tokens looked at first for the nucleus: it is nearly always among them, and sorting 50,000 takes 2 ms."""
+
+
+class Picker:
+    """Picks tokens for one answer.
+
+    Args:
+        sampling: How.
+        prompt: The prompt's tokens, which the repetition penalty counts as said.
+        vocab: Size of a row of logits.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: list[int], vocab: int) -> None:
+        self._sampling = sampling
+        self._greedy = sampling.temperature <= 0 or sampling.top_k == 1
+        self._random = torch.Generator().manual_seed(sampling.seed)
+        self._said: torch.Tensor | None = None
+        if sampling.repetition_penalty != 1.0:
+            self._said = torch.zeros(vocab, dtype=torch.bool)
+            self._said[torch.tensor(prompt)] = True
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token is always picked, so that a whole batch of rows can be picked at once."""
+        return self._greedy and self._said is None
+
+    def pick(self, logits: torch.Tensor) -> int:
+        """Pick from one row of logits, which may be overwritten."""
+        if self._said is not None:
+            logits = self._penalised(logits)
+        token = int(logits.argmax()) if self._greedy else self._sample(logits.float())
+        if self._said is not None:
+            self._said[token] = True
+        return token
+
+    def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
+        penalty = self._sampling.repetition_penalty
+        said = self._said
+        assert said is not None
+        values = logits[said]
+        logits[said] = torch.where(values < 0, values * penalty, values / penalty)
+        return logits
+
+    def _sample(self, logits: torch.Tensor) -> int:
+        sampling = self._sampling
+        logits.div_(sampling.temperature)
+        if sampling.top_k:
+            values, ids = logits.topk(min(sampling.top_k, logits.numel()))
+            return int(ids[self._draw(values.softmax(-1), nucleus=True)])
+        weights = logits.softmax(-1)
+        if sampling.top_p >= 1:
+            return self._draw(weights, nucleus=False)
+        values, ids = weights.topk(min(_NUCLEUS_FIRST, weights.numel()))
+        if float(values.sum()) < sampling.top_p:
+            values, ids = weights.sort(descending=True)
+        return int(ids[self._draw(values, nucleus=True)])
+
+    def _draw(self, weights: torch.Tensor, *, nucleus: bool) -> int:
+        """Draw an index by inverting the cumulative distribution: one random number a token, whatever was drafted.
+
+        Args:
+            weights: Of shape [n]; sorted downwards where *nucleus* is to be cut from them.
+            nucleus: Whether to keep only the smallest head that has ``top_p``.
+        """
+        cumulative = weights.cumsum(-1)
+        total = float(cumulative[-1])
+        if nucleus and self._sampling.top_p < 1:
+            total = float(
+                cumulative[int(torch.searchsorted(cumulative, self._sampling.top_p).clamp_(max=weights.numel() - 1))]
+            )
+        at = torch.rand((), generator=self._random, dtype=torch.float64).item() * total
+        return int(torch.searchsorted(cumulative, at, right=True).clamp_(max=weights.numel() - 1))
