@@ -35,6 +35,7 @@ from .turn import TurnRequest, TurnRunner, sampling_from
 
 if TYPE_CHECKING:
     from .embedding import Embedder
+    from .memory import MemoryReport
 
 
 class Assistant:
@@ -241,6 +242,10 @@ class Assistant:
     def warm(self) -> None:
         """Load the models now instead of with the first question."""
         self._parts.warm()
+
+    def memory_report(self) -> MemoryReport:
+        """Return the memory plan and what else would fit; loads nothing."""
+        return self._parts.memory_report()
 
     # Inside
 

@@ -6,15 +6,20 @@ Knows how parts are made and in which order they end; does not know what a turn 
 from __future__ import annotations
 
 import logging
+import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from . import memory
-from .admission import Admission
+from .admission import Admission, MemoryGate
 from .history import History
-from .models import ResolvedModel, resolve
+from .models import ResolvedModel, listed, resolve
 from .prompts import Prompts
 from .settings import Settings
 
@@ -64,6 +69,36 @@ class Parts:
         self._used_at = time.monotonic()
         self._closed = threading.Event()
         self._keeper: threading.Thread | None = None
+
+    @property
+    def plan(self) -> memory.MemoryPlan:
+        """What will be loaded, chosen so that it fits the memory budget.
+
+        Raises:
+            MemoryBudgetError: Even the least does not fit.
+        """
+        plan: memory.MemoryPlan = self._part("plan")
+        return plan
+
+    @property
+    def gate(self) -> MemoryGate:
+        """Lets turns and batches start when their predicted peak fits."""
+        gate: MemoryGate = self._part("gate")
+        return gate
+
+    def memory_report(self) -> memory.MemoryReport:
+        """Return the plan and what else would fit, without loading anything."""
+        settings = self.settings
+        others = [
+            needs
+            for row in listed(settings.models_dir)
+            if row.kind == "chat" and row.ready
+            for needs in memory.read_needs(row.path, row.name)
+        ]
+        return memory.report(
+            self.budget, _wanted_models(self), others, context_tokens=settings.context_tokens,
+            chunks=stored_chunks(settings.store_dir),
+        )  # fmt: skip
 
     @property
     def worker(self) -> TorchWorker:
@@ -178,6 +213,43 @@ class Parts:
                 self.unload()
 
 
+def _make_plan(parts: Parts) -> memory.MemoryPlan:
+    settings = parts.settings
+    plan = memory.choose(
+        parts.budget, _wanted_models(parts), context_tokens=settings.context_tokens,
+        chunks=stored_chunks(settings.store_dir), remote=parts.resolved_model.kind == "url",
+        browser="gradio" in sys.modules, prefix_cache=settings.prefix_cache,
+    )  # fmt: skip
+    for note in plan.notes:
+        logger.warning(note)
+    return plan
+
+
+def _make_gate(parts: Parts) -> MemoryGate:
+    return MemoryGate(parts.plan, parts.release)
+
+
+def _wanted_models(parts: Parts) -> list[memory.ModelNeeds]:
+    """Return the ways to run the chosen model, the preferred one first; none for quotes alone and for a server."""
+    resolved, asked = parts.resolved_model, parts.settings.dtype
+    if resolved.kind != "folder" or resolved.path is None:
+        return []
+    dtypes = ("int8",) if asked in ("auto", "int8") else (asked, "int8")
+    return memory.read_needs(resolved.path, resolved.name, dtypes)
+
+
+def stored_chunks(store_dir: Path) -> int:
+    """Return how many chunks the index holds, without opening it."""
+    path = store_dir / "index.sqlite3"
+    if not path.is_file():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5)) as connection:
+            return int(connection.execute("SELECT count(*) FROM chunks").fetchone()[0])
+    except sqlite3.Error:  # damaged or of another version: whoever opens it says so
+        return 0
+
+
 def _make_worker(parts: Parts) -> TorchWorker:
     from .worker import TorchWorker
 
@@ -222,7 +294,8 @@ def _make_ingestor(parts: Parts) -> Ingestor:
 
 
 def _make_chat_model(parts: Parts) -> ChatModel | None:
-    if parts.resolved_model.kind == "none":
+    plan = parts.plan
+    if parts.resolved_model.kind == "none" or (parts.resolved_model.kind == "folder" and plan.model is None):
         return None
     from .inference import load_chat_model
 
@@ -240,6 +313,8 @@ def _make_chat_model(parts: Parts) -> ChatModel | None:
 
 
 _MAKERS: dict[str, Callable[[Parts], Any]] = {
+    "plan": _make_plan,
+    "gate": _make_gate,
     "worker": _make_worker,
     "embedder": _make_embedder,
     "index": _make_index,

@@ -16,11 +16,12 @@ from typing import Any
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
 
 from . import budget, grounding, judgement, memory, quotes
+from .admission import TurnLimits
 from .budget import Fitted
 from .chain import LocalChatModel, compose
 from .errors import AssistantError, InferenceError, StoppedError
 from .history import FOLLOW
-from .inference import GenerationStats, Sampling
+from .inference import ChatModel, GenerationStats, Sampling
 from .parts import Parts
 from .prompts import fill
 from .records import (
@@ -204,13 +205,31 @@ class TurnRunner:
         _stop_if_asked(state.request.stop)
         if model is None or not self._worth_asking(state):
             return None
+        limits = self._admit(state, model)
         state.fitted = budget.fit(
             parts.prompts.system, self._earlier(state), state.recalled, state.quotes, state.request.question,
             context_tokens=model.context_tokens, reserve_tokens=settings.max_new_tokens, model=model,
-            render=parts.prompts.user_message, window_tokens=settings.window_tokens,
-            recall_tokens=settings.recall_tokens, evidence_tokens=settings.evidence_tokens, estimated=model.estimated,
+            render=parts.prompts.user_message, window_tokens=max(1, limits.window_tokens),
+            recall_tokens=max(1, limits.recall_tokens), evidence_tokens=max(1, limits.evidence_tokens),
+            estimated=model.estimated,
         )  # fmt: skip
         return state.fitted
+
+    def _admit(self, state: _State, model: ChatModel) -> TurnLimits:
+        """Ask whether the turn's predicted peak fits the memory budget, and how long its prompt may be."""
+        parts, settings, context = self._parts, self._parts.settings, model.context_tokens
+        limits = parts.gate.turn(
+            fixed_tokens=model.count_prompt([
+                {"role": "system", "content": parts.prompts.system},
+                {"role": "user", "content": state.request.question},
+            ]),
+            reserve_tokens=settings.max_new_tokens,
+            window_tokens=budget.share(context, settings.window_tokens, 1 / 4),
+            recall_tokens=budget.share(context, settings.recall_tokens, 1 / 8),
+            evidence_tokens=budget.share(context, settings.evidence_tokens, 3 / 8),
+        )  # fmt: skip
+        state.actions.extend(limits.actions)
+        return limits
 
     def _write(self, values: Iterator[dict[str, Any]]) -> Iterator[str]:
         state: _State = {}  # type: ignore[assignment]  # set by the first of the values, which arrive key by key

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -252,16 +253,16 @@ def test_log_rss_says_after_what(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_trace_names_the_line_that_grew() -> None:
     trace = memory.MemoryTrace(top=3)
-    try:
-        trace.growth()
-        kept = [bytes(1000) for _ in range(1000)]
-        top = trace.growth()[0]
-        assert Path(top.file).name == "test_memory.py"
-        assert top.grown > 900_000
-        assert len(kept) == 1000
-        assert all(Path(row.file).name != "test_memory.py" or row.grown < 100_000 for row in trace.growth())
-    finally:
-        trace.close()
+    trace.start()
+    kept = [bytes(1000) for _ in range(1000)]
+    top = trace.growth()[0]
+    assert Path(top.file).name == "test_memory.py"
+    assert top.grown > 900_000
+    assert "test_memory.py" in str(top)
+    assert len(kept) == 1000
+    assert all(Path(row.file).name != "test_memory.py" or row.grown < 100_000 for row in trace.stop())
+    assert not tracemalloc.is_tracing()
+    assert trace.growth() == ()
 
 
 @pytest.mark.cgroup

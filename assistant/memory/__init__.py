@@ -15,19 +15,18 @@ from .measure import (
     tree_rss,
 )
 from .needs import ModelNeeds, read_needs
-from .plan import MemoryPlan, Part, alternatives, alternatives_table, choose
+from .plan import MemoryPlan, MemoryReport, Part, choose, report
 from .trace import Growth, MemoryTrace
 
 __all__ = [
     "Budget",
     "Growth",
     "MemoryPlan",
+    "MemoryReport",
     "MemoryTrace",
     "ModelNeeds",
     "Part",
     "PeakMeter",
-    "alternatives",
-    "alternatives_table",
     "anonymous_rss",
     "cap_arenas",
     "cgroup_limit",
@@ -37,6 +36,7 @@ __all__ = [
     "physical_bytes",
     "read_needs",
     "release",
+    "report",
     "rss",
     "set_mmap_threshold",
     "settle",

@@ -29,8 +29,18 @@ LIBRARIES: Mapping[str, Cost] = {
     "browser": Cost(80 * MIB, 14 * MIB),
     "store": Cost(16 * MIB),
     "search": Cost(12 * MIB),
+    "remote": Cost(50 * MIB, 5 * MIB),
 }
 EMBEDDER = Cost(75 * MIB, 45 * MIB)
+
+TOKENIZER_BYTES = 12 * MIB
+"""A tokenizer of 49,152 tokens, loaded by the tokenizers library."""
+
+TRANSFORMERS_BYTES = 110 * MIB
+"""The transformers library, which runs the architectures that our own decoder does not."""
+
+TURN_BYTES = 8 * MIB
+"""What a turn takes beside KV cache and activations: oneDNN's scratch, strings, the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +84,23 @@ def read_needs(folder: Path, name: str, dtypes: tuple[str, ...] = ("int8", "bf16
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return [needs(config, name, dtype) for dtype in dtypes]
+        if "hidden_size" in config and "intermediate_size" in config:
+            return [needs(config, name, dtype) for dtype in dtypes]
+        return [_needs_by_size(config, folder, name)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelBrokenError(f"{path} can't be read as a chat model's ({type(exc).__name__}: {exc}).") from exc
+
+
+def _needs_by_size(config: Mapping[str, Any], folder: Path, name: str) -> ModelNeeds:
+    """Take the weights at their size on disk, for architectures that name their widths otherwise (GPT-2: n_embd)."""
+    width = int(config.get("hidden_size") or config.get("n_embd") or config.get("d_model") or 1024)
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 24)
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    context = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
+    return ModelNeeds(
+        name=name, dtype="bf16", max_context=context, mapped=weights, anonymous=TOKENIZER_BYTES + TRANSFORMERS_BYTES,
+        kv_per_token=2 * layers * width * 2, fixed=TURN_BYTES, per_prompt_token=2 * 16 * width,
+    )  # fmt: skip
 
 
 def needs(config: Mapping[str, Any], name: str, dtype: str) -> ModelNeeds:
@@ -112,10 +136,3 @@ def needs(config: Mapping[str, Any], name: str, dtype: str) -> ModelNeeds:
         kv_per_token=2 * layers * kv_heads * head_dim * itemsize, fixed=TURN_BYTES + 4 * vocab,
         per_prompt_token=widths * itemsize,
     )  # fmt: skip
-
-
-TOKENIZER_BYTES = 12 * MIB
-"""A tokenizer of 49,152 tokens, loaded by the tokenizers library."""
-
-TURN_BYTES = 8 * MIB
-"""What a turn takes beside KV cache and activations: oneDNN's scratch, strings, the answer."""

@@ -13,6 +13,7 @@ a time counts: ``WORKING_SHARE``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -78,6 +79,7 @@ class MemoryPlan:
         model: The chosen model, None for quotes alone.
         context_tokens: It is run with this context; 0 without a model.
         notes: What was given up to fit, in words for people; empty when nothing was.
+        prefix_cache_bytes: May be kept of prompts between turns, out of what is left.
     """
 
     budget: Budget
@@ -85,6 +87,7 @@ class MemoryPlan:
     model: ModelNeeds | None
     context_tokens: int
     notes: tuple[str, ...] = ()
+    prefix_cache_bytes: int = 0
 
     @property
     def dtype(self) -> str:
@@ -187,7 +190,8 @@ class MemoryPlan:
 
 
 def choose(budget: Budget, models: Sequence[ModelNeeds], *, context_tokens: int = 0, chunks: int = 0,
-           browser: bool = True, ingest: bool = True, loaded: int = 0) -> MemoryPlan:  # fmt: skip
+           browser: bool = True, ingest: bool = True, remote: bool = False, prefix_cache: bool = False,
+           loaded: int = 0) -> MemoryPlan:  # fmt: skip
     """Choose what fits: int8 over bf16, then a shorter context, then no chat model; in this order, and said.
 
     Args:
@@ -197,18 +201,20 @@ def choose(budget: Budget, models: Sequence[ModelNeeds], *, context_tokens: int 
         chunks: In the index now.
         browser: Whether the browser chat runs in this process.
         ingest: Whether documents may be ingested while it runs.
+        remote: Whether the chat model is behind a URL.
+        prefix_cache: Whether prompts may be kept between turns where there is room.
         loaded: RSS of what is loaded beside the assistant (a script's own data), in bytes.
 
     Raises:
         MemoryBudgetError: Even the least does not fit; the message holds the sum.
     """
-    common = _common(chunks=chunks, browser=browser, ingest=ingest, loaded=loaded)
+    common = _common(chunks=chunks, browser=browser, ingest=ingest, remote=remote, loaded=loaded)
     first: MemoryPlan | None = None
     for model, context in _ladder(models, context_tokens):
         plan = MemoryPlan(budget, (*common, *_model_parts(model, context)), model, context)
         first = first or plan
         if plan.fits:
-            return replace(plan, notes=_said(first, plan))
+            return _with_prefix_cache(replace(plan, notes=_said(first, plan)), prefix_cache)
     plan = MemoryPlan(budget, common, None, 0)
     if not plan.fits:
         raise MemoryBudgetError(
@@ -222,30 +228,66 @@ def choose(budget: Budget, models: Sequence[ModelNeeds], *, context_tokens: int 
     return replace(plan, notes=_said(first, plan)) if first is not None else plan
 
 
-def alternatives(budget: Budget, models: Sequence[ModelNeeds], *, chunks: int = 0, browser: bool = True,
-                 ingest: bool = True) -> list[MemoryPlan]:  # fmt: skip
-    """Return a plan for each model and context, whether it fits or not: what ``python -m assistant memory`` lists."""
-    common = _common(chunks=chunks, browser=browser, ingest=ingest, loaded=0)
-    plans = [
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """What ``python -m assistant memory`` prints: the plan that holds, and what else would fit.
+
+    Attributes:
+        plan: None when even the least does not fit; *refusal* says so then.
+        others: A plan for each model, dtype and context, whether it fits or not.
+    """
+
+    plan: MemoryPlan | None
+    others: tuple[MemoryPlan, ...]
+    refusal: str = ""
+
+    def table(self) -> str:
+        """Return it as text for a terminal."""
+        head = self.plan.table() if self.plan is not None else self.refusal
+        rows = [("model", "dtype", "context", "needs", "")]
+        for plan in self.others:
+            name, context = ("none", "") if plan.model is None else (plan.model.name, f"{plan.context_tokens:,}")
+            fits = "fits" if plan.fits else f"{format_bytes(-plan.left)} too much"
+            rows.append((name, plan.dtype, context, format_bytes(plan.needed), fits))
+        w, x, y, z = (max(len(row[column]) for row in rows) for column in range(4))
+        lines = [f"{a:<{w}}  {b:<{x}}  {c:>{y}}  {d:>{z}}  {e}".rstrip() for a, b, c, d, e in rows]
+        return "\n".join([head, "", "What would fit:", *lines])
+
+    def as_json(self) -> str:
+        """Return it as JSON."""
+        plan = self.plan.as_dict() if self.plan is not None else None
+        others = [{"model": other.model.name if other.model else None, "dtype": other.dtype,
+                   "context_tokens": other.context_tokens, "needed": other.needed, "fits": other.fits}
+                  for other in self.others]  # fmt: skip
+        return json.dumps({"plan": plan, "refusal": self.refusal, "others": others}, indent=2)
+
+
+def report(budget: Budget, models: Sequence[ModelNeeds], others: Sequence[ModelNeeds], *, context_tokens: int = 0,
+           chunks: int = 0, browser: bool = True, ingest: bool = True) -> MemoryReport:  # fmt: skip
+    """Plan, and list what else would fit.
+
+    Args:
+        budget: To stay inside.
+        models: As for :func:`choose`.
+        others: Every way to run every model there is.
+        context_tokens: As for :func:`choose`.
+        chunks: In the index now.
+        browser: Whether the browser chat runs in this process.
+        ingest: Whether documents may be ingested while it runs.
+    """
+    plan, refusal = None, ""
+    try:
+        plan = choose(budget, models, context_tokens=context_tokens, chunks=chunks, browser=browser, ingest=ingest)
+    except MemoryBudgetError as exc:
+        refusal = str(exc)
+    common = _common(chunks=chunks, browser=browser, ingest=ingest, remote=False, loaded=0)
+    found = [
         MemoryPlan(budget, (*common, *_model_parts(model, context)), model, context)
-        for model in models
-        for context in sorted({*CONTEXT_LADDER, model.max_context}, reverse=True)
+        for model in others
+        for context in sorted({*CONTEXT_LADDER, min(model.max_context, 8192)}, reverse=True)
         if context <= model.max_context
     ]
-    return [*plans, MemoryPlan(budget, common, None, 0)]
-
-
-def alternatives_table(plans: Sequence[MemoryPlan]) -> str:
-    """Return the alternatives as lines of text for a terminal."""
-    rows = [("model", "dtype", "context", "needs", "")]
-    for plan in plans:
-        name, context = ("none (quotes alone)", "") if plan.model is None else (plan.model.name, plan.context_tokens)
-        rows.append((name, plan.dtype, str(context), format_bytes(plan.needed), "fits" if plan.fits else "too large"))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join(
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e}".rstrip()
-        for a, b, c, d, e in rows
-    )
+    return MemoryReport(plan, (*found, MemoryPlan(budget, common, None, 0)), refusal)
 
 
 def _ladder(models: Sequence[ModelNeeds], wanted: int) -> Iterator[tuple[ModelNeeds, int]]:
@@ -261,8 +303,18 @@ def _ladder(models: Sequence[ModelNeeds], wanted: int) -> Iterator[tuple[ModelNe
             yield least, context
 
 
-def _common(*, chunks: int, browser: bool, ingest: bool, loaded: int) -> tuple[Part, ...]:
-    libraries = [LIBRARIES["base"], *([LIBRARIES["browser"]] if browser else [])]
+def _with_prefix_cache(plan: MemoryPlan, wanted: bool) -> MemoryPlan:
+    """Give half of what is left to kept prompts, at most one whole context."""
+    if not wanted or plan.model is None:
+        return plan
+    amount = min(plan.left // 2, plan.model.kv_bytes(plan.context_tokens))
+    part = Part("kept prompts", amount, words="keys and values of earlier turns, freed first")
+    return replace(plan, parts=(*plan.parts, part), prefix_cache_bytes=amount)
+
+
+def _common(*, chunks: int, browser: bool, ingest: bool, remote: bool, loaded: int) -> tuple[Part, ...]:
+    names = ["base", *(["browser"] if browser else []), *(["remote"] if remote else [])]
+    libraries = [LIBRARIES[name] for name in names]
     parts = [
         Part("interpreter and libraries", sum(cost.bytes for cost in libraries), sum(cost.file for cost in libraries),
              words="torch, Chroma, LangChain" + (", Gradio" if browser else "")),
