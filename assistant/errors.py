@@ -21,6 +21,7 @@ can show ``str(error)`` as it is. Error text is never an answer and never stored
     ├── HistoryError              the conversation store can't be opened, read or written
     │   ├── UnknownSessionError
     │   ├── SessionNameError      a name of a session or user that can't be stored
+    │   ├── SessionExistsError    a conversation of that id is there already
     │   ├── UnknownTurnError
     │   ├── StaleSessionError     the session moved on since the caller last read it
     │   └── ImportFormatError
@@ -123,6 +124,10 @@ class UnknownSessionError(HistoryError):
 
 class SessionNameError(HistoryError):
     """A name of a session or user is empty, too long or holds control characters."""
+
+
+class SessionExistsError(HistoryError):
+    """The user has a session of that id already."""
 
 
 class UnknownTurnError(HistoryError):

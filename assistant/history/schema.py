@@ -49,10 +49,7 @@ CREATE TABLE evictions(
     turns INTEGER NOT NULL, archived INTEGER NOT NULL,
     PRIMARY KEY (user, session_id)
 ) WITHOUT ROWID;
-CREATE TABLE turn_vectors(
-    turn_id INTEGER NOT NULL, part INTEGER NOT NULL, scale REAL NOT NULL, vector BLOB NOT NULL,
-    PRIMARY KEY (turn_id, part)
-);
+CREATE TABLE turn_vectors(turn_id INTEGER PRIMARY KEY, vectors BLOB NOT NULL);
 CREATE TRIGGER turns_added AFTER INSERT ON turns BEGIN
     UPDATE sessions SET turn_count = turn_count + 1 WHERE user = new.user AND id = new.session_id;
 END;
@@ -62,11 +59,14 @@ CREATE TRIGGER turns_removed AFTER DELETE ON turns BEGIN
 END;
 """
 
+TOKENIZER = "porter unicode61 remove_diacritics 2"
+
 # Full-text index over turns that are no longer being written; it holds no copy of the text.
 SEARCH_TABLES = """
 CREATE VIRTUAL TABLE turns_text USING fts5(
-    question, answer, content='turns', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2'
+    question, answer, content='turns', content_rowid='id', tokenize='%TOKENIZER%'
 );
+CREATE VIRTUAL TABLE turns_terms USING fts5vocab(turns_text, instance);
 CREATE TRIGGER turns_text_added AFTER INSERT ON turns WHEN new.indexed BEGIN
     INSERT INTO turns_text(rowid, question, answer) VALUES (new.id, new.question, new.answer);
 END;
@@ -79,7 +79,7 @@ END;
 CREATE TRIGGER turns_text_in AFTER UPDATE OF question, answer, indexed ON turns WHEN new.indexed BEGIN
     INSERT INTO turns_text(rowid, question, answer) VALUES (new.id, new.question, new.answer);
 END;
-"""
+""".replace("%TOKENIZER%", TOKENIZER)
 
 
 class Database:

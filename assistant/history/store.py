@@ -7,19 +7,19 @@ Turns are ordered by id, never by time: clocks run backwards.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from assistant.errors import HistoryError, StaleSessionError, UnknownSessionError, UnknownTurnError
+from assistant.errors import HistoryError, SessionExistsError, StaleSessionError, UnknownSessionError, UnknownTurnError
 from assistant.records import LOCAL_USER, Turn, TurnStatus
 
 from .owners import alive, this_process
+from .recalling import RecallIndex
+from .rows import NewTurn, Session, as_json, session_from, turn_from
 from .schema import FILE, Database
 from .text import checked_name, checksum, clean_title, extend, storable, title_from
 from .writing import FLUSH_S, Buffer
@@ -42,31 +42,6 @@ SELECT turns.* FROM branch JOIN turns ON turns.id = branch.id ORDER BY branch.st
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """One conversation.
-
-    Attributes:
-        title: From the first question until someone gives another.
-        turn_count: Turns stored, those of other branches included.
-        archived_count: Turns that left for want of space.
-        version: Counts changes of what the session shows; see *expected_version* of `History.begin`.
-        head_turn_id: Last turn of the branch shown, or None.
-        length: Turns of the branch shown, counted from its first question, those that left included.
-    """
-
-    id: str
-    user: str
-    title: str
-    created_at: float
-    updated_at: float
-    turn_count: int
-    archived_count: int
-    version: int
-    head_turn_id: int | None
-    length: int
-
-
 class History:
     """The conversations of all users, in one SQLite file that several processes may use at once.
 
@@ -81,6 +56,7 @@ class History:
         self._crcs: dict[int, int] = {}
         self._buffer = Buffer(self._write_more, flush_s=flush_s)
         self._closed = False
+        self.recall_index = RecallIndex(database)
         self.mark_interrupted()
 
     @classmethod
@@ -108,6 +84,7 @@ class History:
         try:
             self._buffer.close()
         finally:
+            self.recall_index.close()
             self._db.close()
 
     def __enter__(self) -> History:
@@ -134,7 +111,7 @@ class History:
         row = self._db.one(f"{_SESSIONS} WHERE user = ? AND id = ?", _key(session_id, user))
         if row is None:
             raise _unknown(session_id)
-        return _session(row)
+        return session_from(row)
 
     def sessions(self, user: str = LOCAL_USER, *, limit: int = 50, offset: int = 0) -> list[Session]:
         """Return the user's sessions, the one used last first."""
@@ -142,7 +119,7 @@ class History:
             f"{_SESSIONS} WHERE user = ? ORDER BY touched DESC LIMIT ? OFFSET ?",
             (checked_name(user, "user name"), limit, offset),
         )
-        return [_session(row) for row in rows]
+        return [session_from(row) for row in rows]
 
     def users(self) -> list[str]:
         """Return everyone who has a session. For whoever keeps the machine, not for a user."""
@@ -242,7 +219,7 @@ class History:
         """
         if turn_id not in self._crcs:
             raise UnknownTurnError(f"Turn {turn_id} is not being written here.")
-        kept = json.dumps(details, default=_plain, ensure_ascii=True) if details else ""
+        kept = as_json(details)
         if answer is None:
             self._buffer.flush(turn_id)
         with self._db.write() as db:
@@ -258,10 +235,57 @@ class History:
                 (text, status, kept, storable(error), now, checksum(head, text, kept), turn_id),
             )
             db.execute("UPDATE sessions SET updated_at = ? WHERE user = ? AND id = ?", (now, *head[:2]))
-            done = _turn(db.execute("SELECT * FROM turns WHERE id = ?", (turn_id,)).fetchone())
+            done = turn_from(db.execute("SELECT * FROM turns WHERE id = ?", (turn_id,)).fetchone())
         self._crcs.pop(turn_id, None)
         self._buffer.forget(turn_id)
         return done
+
+    def add(self, session_id: str, turns: Iterable[NewTurn], *, user: str = LOCAL_USER, title: str = "",
+            head: str | None = None) -> Session:  # fmt: skip
+        """Take a whole conversation in, all of it or nothing.
+
+        Args:
+            session_id: Of a new session.
+            turns: Parents before children.
+            user: Whose session it will be.
+            title: By default made from the first question.
+            head: Key of the last turn of the branch to show; by default the last of *turns*.
+
+        Raises:
+            SessionExistsError: The user has a session of that id.
+            StorageFullError: There is no room for it.
+        """
+        key = _key(session_id, user)
+        ids: dict[str, int] = {}
+        depths: dict[str, int] = {}
+        with self._db.write() as db:
+            if db.execute("SELECT 1 FROM sessions WHERE user = ? AND id = ?", key).fetchone():
+                raise SessionExistsError(f"There is a conversation {key[1][:60]!r} already; delete or keep it.")
+            self._ensure_session(db, *key, title)
+            last = None
+            for turn in turns:
+                if not ids and not clean_title(title):
+                    db.execute(
+                        "UPDATE sessions SET title = ? WHERE user = ? AND id = ?", (title_from(turn.question), *key)
+                    )
+                parent = None if turn.parent is None else ids[turn.parent]
+                depths[turn.key] = 1 if turn.parent is None else depths[turn.parent] + 1
+                ids[turn.key] = last = self._insert(db, key, turn, parent, depths[turn.key])
+            self._move_head(db, key, last if head is None else ids[head])
+        return self.session(session_id, user)
+
+    def _insert(self, db: sqlite3.Connection, key: tuple[str, str], turn: NewTurn, parent: int | None,
+                depth: int) -> int:  # fmt: skip
+        question, answer, details = storable(turn.question), storable(turn.answer), as_json(turn.details)
+        status = "interrupted" if turn.status == "running" else turn.status
+        turn_id = db.execute(
+            "INSERT INTO turns(user, session_id, parent_id, depth, status, indexed, created_at, finished_at, feedback,"
+            " crc, question, answer, error, details) VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*key, parent, depth, status, turn.created_at, turn.finished_at, turn.feedback,
+             checksum((*key, parent, question), answer, details), question, answer, storable(turn.error), details),
+        ).lastrowid  # fmt: skip
+        assert turn_id is not None
+        return turn_id
 
     def mark_interrupted(self) -> int:
         """Mark running turns whose process is gone as ``interrupted``; return how many."""
@@ -282,7 +306,7 @@ class History:
                            (turn_id, *_key(session_id, user)))  # fmt: skip
         if row is None:
             raise UnknownTurnError(f"There is no turn {turn_id} in this conversation.")
-        return _turn(row)
+        return turn_from(row)
 
     def turns(self, session_id: str, user: str = LOCAL_USER, *, before: int | None = None,
               limit: int = 50) -> list[Turn]:  # fmt: skip
@@ -314,7 +338,7 @@ class History:
         if start is None or limit < 1:
             return []
         named = {"start": start, "user": key[0], "session_id": key[1], "limit": limit}
-        return [_turn(row) for row in self._db.all(_BRANCH, named)]
+        return [turn_from(row) for row in self._db.all(_BRANCH, named)]
 
     # Branches
 
@@ -328,7 +352,7 @@ class History:
             row = self._turn_row(db, head, key)
             known = db.execute("SELECT 1 FROM turns WHERE id = ?", (row["parent_id"],)).fetchone()
             self._move_head(db, key, row["parent_id"] if known else None)
-        return _turn(row)
+        return turn_from(row)
 
     def switch(self, session_id: str, turn_id: int, user: str = LOCAL_USER) -> Session:
         """Show the branch through *turn_id*, down to its newest turn."""
@@ -424,35 +448,3 @@ def _key(session_id: str, user: str) -> tuple[str, str]:
 
 def _unknown(session_id: str) -> UnknownSessionError:
     return UnknownSessionError(f"There is no conversation {session_id[:60]!r}; `sessions` lists what there is.")
-
-
-def _session(row: sqlite3.Row) -> Session:
-    return Session(row["id"], row["user"], row["title"], row["created_at"], row["updated_at"], row["turn_count"],
-                   row["archived_count"], row["version"], row["head_turn_id"], row["length"] or 0)  # fmt: skip
-
-
-def _turn(row: sqlite3.Row) -> Turn:
-    head = (row["user"], row["session_id"], row["parent_id"], row["question"])
-    if checksum(head, row["answer"], row["details"]) != row["crc"]:
-        raise HistoryError(
-            f"Turn {row['id']} changed on the disk since it was stored; run "
-            "`python -m assistant sessions check --repair`."
-        )
-    return Turn(
-        row["id"], row["session_id"], row["parent_id"], row["question"], row["answer"], row["status"],
-        row["created_at"], row["finished_at"], row["error"], row["feedback"],
-        json.loads(row["details"]) if row["details"] else {},
-    )  # fmt: skip
-
-
-def _plain(value: object) -> object:
-    """Make JSON of what a receipt may hold: dataclasses, tuples, sets, numbers of numpy."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: getattr(value, name) for name in value.__dataclass_fields__}
-    if isinstance(value, (set, frozenset)):
-        return sorted(value, key=str)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
