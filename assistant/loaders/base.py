@@ -26,13 +26,13 @@ class Source:
     Attributes:
         path: Where it is.
         name: How the user named it, for errors.
-        password: For encrypted formats that a password opens.
+        passwords: To try on encrypted PDFs.
         depth: How many files this one is inside of (an attachment of a mail of an archive).
     """
 
     path: Path
     name: str
-    password: str | None = None
+    passwords: tuple[str, ...] = ()
     depth: int = 0
 
 

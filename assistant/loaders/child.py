@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     _limit_memory(max_bytes)
     for line in sys.stdin.buffer:
         job = json.loads(line)
-        source = Source(Path(job["path"]), job["name"], job["password"])
+        source = Source(Path(job["path"]), job["name"], tuple(job["passwords"]))
         _serve(source, out, cpu_s, max_bytes)
     return 0
 

@@ -47,19 +47,25 @@ def load(source: Source) -> Iterator[Segment]:
 
 
 def _open(source: Source) -> pdfium.PdfDocument:
-    try:
-        return pdfium.PdfDocument(source.path, password=source.password)
-    except pdfium.PdfiumError as exc:
-        if "password" in str(exc).lower():
-            if source.password:
-                raise EncryptedDocumentError(source.name, "the password does not open it") from exc
-            raise EncryptedDocumentError(source.name, "it is encrypted", "give its password") from exc
-        if "security" in str(exc).lower():
-            raise EncryptedDocumentError(source.name, "its kind of encryption is not supported",
-                                         "save it without encryption") from exc  # fmt: skip
-        raise DamagedDocumentError(
-            source.name, "it is not a readable PDF", "open and save it anew, or print it to PDF"
-        ) from exc
+    """Open a PDF without a password, then with each that was given."""
+    for password in (None, *source.passwords):
+        try:
+            return pdfium.PdfDocument(source.path, password=password)
+        except pdfium.PdfiumError as exc:
+            error = exc
+        if "password" not in str(error).lower():
+            break
+    if "password" in str(error).lower():
+        if source.passwords:
+            raise EncryptedDocumentError(source.name, "no password that was given opens it") from error
+        raise EncryptedDocumentError(source.name, "it is encrypted", "give its password") from error
+    if "security" in str(error).lower():
+        raise EncryptedDocumentError(
+            source.name, "its kind of encryption is not supported", "save it without encryption"
+        ) from error
+    raise DamagedDocumentError(
+        source.name, "it is not a readable PDF", "open and save it anew, or print it to PDF"
+    ) from error
 
 
 def _nothing(source: Source, pages: int, images: int, failed: int) -> Exception:

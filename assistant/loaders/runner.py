@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,14 +61,14 @@ class Parser:
         """Process id of the child, while there is one."""
         return self._child.pid if self._child else None
 
-    def load(self, path: str | Path, *, name: str = "", password: str | None = None,
+    def load(self, path: str | Path, *, name: str = "", passwords: Sequence[str] = (),
              cancelled: Callable[[], bool] = lambda: False) -> Iterator[Segment]:  # fmt: skip
         """Yield the segments of a file as its loader gives them; it reads on no faster than they are taken.
 
         Args:
             path: The file.
             name: How errors call it; its path otherwise.
-            password: For encrypted PDFs.
+            passwords: To try on encrypted PDFs.
             cancelled: Asked while waiting.
 
         Raises:
@@ -77,7 +77,7 @@ class Parser:
         """
         shown = name or str(path)
         child = self._ready()
-        job = {"path": os.path.abspath(path), "name": shown, "password": password}  # noqa: PTH100 - links are kept
+        job = {"path": os.path.abspath(path), "name": shown, "passwords": [*passwords]}  # noqa: PTH100 - links are kept
         finished = False
         try:
             try:
@@ -176,4 +176,4 @@ def load(path: str | Path, *, password: str | None = None, timeout_s: float = 60
         DocumentError: It can't be read.
     """
     with Parser(timeout_s=timeout_s, max_bytes=max_bytes) as parser:
-        yield from parser.load(path, password=password)
+        yield from parser.load(path, passwords=[password] if password else [])

@@ -34,8 +34,8 @@ class _Line:
 class _Block:
     """Gathers lines into segments: verbatim, with the whitespace between them as their glue."""
 
-    def __init__(self) -> None:
-        self.outline = Outline()
+    def __init__(self, heading: tuple[str, ...] = ()) -> None:
+        self.outline = Outline(list(enumerate(heading, 1)))
         self._parts: list[str] = []
         self._size = 0
         self._line = 0
@@ -99,9 +99,15 @@ def load_markdown(source: Source) -> Iterator[Segment]:
     yield from markdown(_lines(source))
 
 
-def markdown(found: Iterator[_Line]) -> Iterator[Segment]:
-    """Give the segments of Markdown lines."""
-    block, fence = _Block(), ""
+def markdown_text(text: str, heading: tuple[str, ...] = ()) -> Iterator[Segment]:
+    """Give the segments of a Markdown text that stands below *heading*."""
+    numbered = enumerate(clean(text).split("\n"), 1)
+    return markdown((_Line(number, line, True) for number, line in numbered), heading)
+
+
+def markdown(found: Iterator[_Line], heading: tuple[str, ...] = ()) -> Iterator[Segment]:
+    """Give the segments of Markdown lines that stand below *heading*."""
+    block, fence = _Block(heading), ""
     held: _Line | None = None  # the line before, until the next one shows what it is
     for line in _without_images(found):
         if fence:
