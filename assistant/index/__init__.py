@@ -1,0 +1,9 @@
+"""The index on disk: documents, chunks and full-text search in SQLite, vectors in Chroma, kept in step.
+
+Knows nothing about files, models or queries: it receives chunks with their vectors and gives back chunks. Chroma holds
+ids, vectors and whose they are; everything else, the text too, stands once, in SQLite.
+"""
+
+from .store import Index, IndexReport
+
+__all__ = ["Index", "IndexReport"]

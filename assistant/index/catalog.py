@@ -1,0 +1,224 @@
+"""Documents, chunks and full-text search in one SQLite file. Knows no vectors; those are in Chroma.
+
+Full-text search is FTS5 with external content: the index refers to the chunks' rows and keeps no second copy of the
+text. BM25 is FTS5's own (Robertson & Zaragoza 2009; k1 = 1.2, b = 0.75).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from assistant.errors import IndexStoreError
+from assistant.records import Chunk, DocumentInfo, Scope
+
+DatabaseError = sqlite3.DatabaseError
+VERSION = 1
+_BUSY_S = 30.0
+_VARIABLES = 500  # parameters of one statement; SQLite allows 999 in its oldest builds
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS documents(
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, source TEXT NOT NULL, name TEXT NOT NULL,
+    status TEXT NOT NULL, content_hash TEXT NOT NULL, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    added_at REAL NOT NULL, reason TEXT NOT NULL, owner TEXT NOT NULL, session_id TEXT, metadata TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS chunks(
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+    document INTEGER NOT NULL REFERENCES documents(number) ON DELETE CASCADE,
+    position INTEGER NOT NULL, text TEXT NOT NULL, "start" INTEGER NOT NULL, "end" INTEGER NOT NULL,
+    page INTEGER, line INTEGER, "row" INTEGER, heading TEXT NOT NULL,
+    dense INTEGER NOT NULL DEFAULT 0);                  -- 1 once its vector is in Chroma
+CREATE INDEX IF NOT EXISTS chunks_of_document ON chunks(document, position);
+CREATE INDEX IF NOT EXISTS chunks_pending ON chunks(number) WHERE dense = 0;
+CREATE TABLE IF NOT EXISTS leaving(id TEXT PRIMARY KEY) WITHOUT ROWID;   -- vectors that Chroma must still delete
+CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(
+    text, heading, content='chunks', content_rowid='number', tokenize="porter unicode61 remove_diacritics 2");
+CREATE TRIGGER IF NOT EXISTS chunk_added AFTER INSERT ON chunks BEGIN
+    INSERT INTO words(rowid, text, heading) VALUES (new.number, new.text, new.heading); END;
+CREATE TRIGGER IF NOT EXISTS chunk_removed AFTER DELETE ON chunks BEGIN
+    INSERT INTO words(words, rowid, text, heading) VALUES ('delete', old.number, old.text, old.heading); END;
+CREATE TRIGGER IF NOT EXISTS chunk_changed AFTER UPDATE OF text, heading ON chunks BEGIN
+    INSERT INTO words(words, rowid, text, heading) VALUES ('delete', old.number, old.text, old.heading);
+    INSERT INTO words(rowid, text, heading) VALUES (new.number, new.text, new.heading); END;
+"""
+
+_CHUNK = (
+    'c.id, d.id, c.position, c.text, c."start", c."end", c.page, c.line, c."row", c.heading '
+    "FROM chunks c JOIN documents d ON d.number = c.document"
+)
+_DOCUMENT = (
+    "id, source, name, status, content_hash, size_bytes, mtime_ns, "
+    "(SELECT count(*) FROM chunks WHERE document = documents.number), added_at, reason, owner, session_id, metadata "
+    "FROM documents"
+)
+
+
+class Catalog:
+    """The SQLite file. One connection reads, one writes, each behind a lock, so any thread may call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._write = self._connect()
+        self._read = self._connect()
+        self._writing = threading.RLock()
+        self._reading = threading.RLock()
+        version = self._write.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise IndexStoreError(
+                f"The index in {path.parent} was written by a newer version (format {version}, this one knows "
+                f"{VERSION}). Update, or set another store_dir."
+            )
+        if version < VERSION:
+            self._write.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON", "cache_size = -8192",
+                       "journal_size_limit = 16777216"):  # fmt: skip
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    def vacuum(self) -> None:
+        """Give free pages back to the file system."""
+        with self._reading, self._writing:
+            self._write.execute("VACUUM")
+            self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Close both connections."""
+        with self._reading, self._writing:
+            self._read.close()
+            self._write.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Hold the write lock of the whole store, other processes included, and commit at the end."""
+        with self._writing:
+            self._write.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._write
+            except BaseException:
+                self._write.rollback()
+                raise
+            self._write.commit()
+
+    def rows(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        """Return the rows of one reading statement."""
+        with self._reading:
+            return self._read.execute(sql, values).fetchall()
+
+    # Facts
+
+    def fact(self, name: str, default: str = "") -> str:
+        """Return a stored fact about the index."""
+        found = self.rows("SELECT value FROM facts WHERE name = ?", (name,))
+        return str(found[0][0]) if found else default
+
+    # Documents
+
+    def put_document(self, connection: sqlite3.Connection, info: DocumentInfo) -> None:
+        """Write or replace the row of a document; its chunks stay."""
+        connection.execute(
+            "INSERT INTO documents(id, source, name, status, content_hash, size_bytes, mtime_ns, added_at, reason, "
+            "owner, session_id, metadata) VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT(id) DO UPDATE SET "
+            "source=excluded.source, name=excluded.name, status=excluded.status, content_hash=excluded.content_hash, "
+            "size_bytes=excluded.size_bytes, mtime_ns=excluded.mtime_ns, added_at=excluded.added_at, "
+            "reason=excluded.reason, owner=excluded.owner, session_id=excluded.session_id, metadata=excluded.metadata",
+            (info.id, info.source, info.name, info.status, info.content_hash, info.size_bytes, info.mtime_ns,
+             info.added_at, info.reason, info.owner, info.session_id, json.dumps(dict(info.metadata))),
+        )  # fmt: skip
+
+    def documents(self, where: str = "", values: Sequence[object] = ()) -> list[DocumentInfo]:
+        """Return documents, newest first; *where* is SQL over the table's columns."""
+        sql = f"SELECT {_DOCUMENT} {'WHERE ' + where if where else ''} ORDER BY added_at DESC, number DESC"
+        return [_document(row) for row in self.rows(sql, values)]
+
+    # Chunks
+
+    def put_chunks(self, connection: sqlite3.Connection, document: int, chunks: Sequence[Chunk]) -> None:
+        """Write chunk rows as pending: their vectors are not in Chroma yet."""
+        connection.executemany(
+            'INSERT INTO chunks(id, document, position, text, "start", "end", page, line, "row", heading, dense) '
+            "VALUES (?,?,?,?,?,?,?,?,?,?,0) ON CONFLICT(id) DO UPDATE SET document=excluded.document, "
+            'position=excluded.position, text=excluded.text, "start"=excluded."start", "end"=excluded."end", '
+            'page=excluded.page, line=excluded.line, "row"=excluded."row", heading=excluded.heading, dense=0',
+            [(c.id, document, c.position, c.text, c.start, c.end, c.page, c.line, c.row, c.heading) for c in chunks],
+        )
+
+    def move_chunks(self, connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> None:
+        """Update the places of chunks; their text stays."""
+        connection.executemany(
+            'UPDATE chunks SET position=?, "start"=?, "end"=?, page=?, line=?, "row"=? WHERE id=?',
+            [(c.position, c.start, c.end, c.page, c.line, c.row, c.id) for c in chunks],
+        )
+        connection.executemany(
+            "UPDATE chunks SET heading=? WHERE id=? AND heading<>?", [(c.heading, c.id, c.heading) for c in chunks]
+        )
+
+    def chunks(self, where: str, values: Sequence[object] = (), tail: str = "") -> list[Chunk]:
+        """Return chunks; *where* is SQL over ``c`` (chunks) and ``d`` (documents)."""
+        return [_chunk(row) for row in self.rows(f"SELECT {_CHUNK} WHERE {where} {tail}", values)]
+
+    def chunks_by_id(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        """Return the chunks of these ids that exist."""
+        found: dict[str, Chunk] = {}
+        for start in range(0, len(ids), _VARIABLES):
+            part = ids[start : start + _VARIABLES]
+            found.update((chunk.id, chunk) for chunk in self.chunks(f"c.id IN ({marks(part)})", part))
+        return found
+
+    def match(self, expression: str, k: int, filters: str, values: Sequence[object]) -> list[tuple[str, float]]:
+        """Return the ids of the *k* best chunks for an FTS5 expression, with their BM25 (higher is better).
+
+        Args:
+            expression: FTS5 query syntax.
+            k: At most so many.
+            filters: SQL over ``c`` and ``d`` that a chunk must meet, or nothing.
+            values: Parameters of *filters*.
+        """
+        if filters:
+            sql = (
+                "SELECT c.id, -words.rank FROM words JOIN chunks c ON c.number = words.rowid "
+                f"JOIN documents d ON d.number = c.document WHERE words MATCH ? AND {filters} ORDER BY rank LIMIT ?"
+            )
+        else:  # ranks first and joins only what is left: faster by the number of matches
+            sql = (
+                "SELECT c.id, -w.rank FROM (SELECT rowid, rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?) w "
+                "JOIN chunks c ON c.number = w.rowid ORDER BY w.rank"
+            )
+        return [(str(name), float(str(score))) for name, score in self.rows(sql, (expression, *values, k))]
+
+    def frequency(self, term: str) -> int:
+        """Return in how many chunks a word (in its stem's forms) occurs."""
+        return int(str(self.rows("SELECT count(*) FROM words WHERE words MATCH ?", (phrase(term),))[0][0]))
+
+
+def phrase(term: str) -> str:
+    """Write a word or phrase for an FTS5 expression so that nothing in it is an operator."""
+    return '"' + term.replace('"', '""').replace("\0", " ") + '"'
+
+
+def marks(values: Sequence[object]) -> str:
+    """Return one ``?`` for each value."""
+    return ",".join("?" * len(values))
+
+
+def visible(scope: Scope) -> tuple[str, tuple[object, ...]]:
+    """Return SQL over documents, and its values, for what *scope* may see."""
+    return "owner IN ('', ?) AND (session_id IS NULL OR session_id = ?)", (scope.user, scope.session_id)
+
+
+def _chunk(row: Sequence[Any]) -> Chunk:
+    return Chunk(*row)
+
+
+def _document(row: Sequence[object]) -> DocumentInfo:
+    names = DocumentInfo.__slots__  # in the order of _DOCUMENT
+    values: dict[str, Any] = dict(zip(names, row, strict=True))
+    return DocumentInfo(**{**values, "metadata": json.loads(values["metadata"])})

@@ -1,0 +1,89 @@
+"""Chroma as a store of vectors: open, write, query, copy, close. Knows ids and vectors, never texts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+COLLECTION = "chunks"
+_BATCH = 2_000  # rows a call when copying or listing; below Chroma's own limit of 5,461
+
+
+class VectorStore:
+    """One Chroma collection in a folder, in its own process-wide client.
+
+    Distances are cosine. A folder must not be open twice in a process: Chroma shares its system by path, and closing
+    one handle would leave the other's memory behind.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import chromadb
+        from chromadb.config import Settings
+
+        self.folder = folder
+        self._client: Any = chromadb.PersistentClient(
+            str(folder), settings=Settings(anonymized_telemetry=False, is_persistent=True, allow_reset=False)
+        )
+        self._rows = self._client.get_or_create_collection(
+            COLLECTION, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
+        )
+
+    def count(self) -> int:
+        """Return how many vectors there are."""
+        return int(self._rows.count())
+
+    def upsert(self, ids: Sequence[str], vectors: np.ndarray, metadatas: Sequence[Mapping[str, str]]) -> None:
+        """Write vectors of shape (len(ids), dimension); those of known ids are replaced."""
+        for start in range(0, len(ids), _BATCH):
+            part = slice(start, start + _BATCH)
+            self._rows.upsert(
+                ids=list(ids[part]), embeddings=vectors[part], metadatas=[dict(item) for item in metadatas[part]]
+            )
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove vectors; ids that are not there are no error."""
+        for start in range(0, len(ids), _BATCH):
+            self._rows.delete(ids=list(ids[start : start + _BATCH]))
+
+    def query(self, vectors: np.ndarray, k: int, where: dict[str, Any] | None = None) -> list[list[tuple[str, float]]]:
+        """Return for each of the vectors (n, dimension) the *k* nearest ids with their cosine, nearest first."""
+        k = min(k, self.count())
+        if k == 0:
+            return [[] for _ in vectors]
+        found = self._rows.query(query_embeddings=vectors, n_results=k, where=where, include=["distances"])
+        return [
+            [(name, 1.0 - float(distance)) for name, distance in zip(names, distances, strict=True)]
+            for names, distances in zip(found["ids"], found["distances"] or [], strict=True)
+        ]
+
+    def ids(self) -> Iterator[list[str]]:
+        """Yield all ids, a page at a time."""
+        for start in range(0, self.count(), _BATCH):
+            yield list(self._rows.get(limit=_BATCH, offset=start, include=[])["ids"])
+
+    def copy_to(self, other: VectorStore) -> None:
+        """Write every vector into *other*."""
+        for ids in self.ids():
+            rows = self._rows.get(ids=ids, include=["embeddings", "metadatas"])
+            vectors: Any = rows["embeddings"]
+            metadatas: Any = rows["metadatas"]
+            other.upsert(rows["ids"], vectors, metadatas)
+
+    def close(self) -> None:
+        """Close the client: its RAM goes back to the allocator."""
+        self._client.close()
+
+    @staticmethod
+    def bytes_on_disk(folder: Path) -> int:
+        """Return what a store's files take."""
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    @staticmethod
+    def erase(folder: Path) -> None:
+        """Delete a closed store."""
+        shutil.rmtree(folder, ignore_errors=True)
