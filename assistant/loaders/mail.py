@@ -15,7 +15,7 @@ from assistant.records import Segment
 
 from . import html, registry
 from .base import Source, clean, one_line, text_segments
-from .decode import decode
+from .decode import decode, read
 
 _HEADERS = ("Subject", "From", "To", "Cc", "Date")
 _MAX_DEPTH = 4
@@ -29,7 +29,12 @@ def load(source: Source) -> Iterator[Segment]:
         DamagedDocumentError: It is not a mail.
     """
     with source.path.open("rb") as stream:
-        message = email.message_from_binary_file(stream, policy=email.policy.default)
+        if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") or b"\0" in stream.read(64):
+            text = "".join(read(source))  # saved as UTF-16, which no mail is when it is sent
+            message = email.message_from_string(text, policy=email.policy.default)
+        else:
+            stream.seek(0)
+            message = email.message_from_binary_file(stream, policy=email.policy.default)
     if not message.keys() and not message.is_multipart():
         raise DamagedDocumentError(source.name, "it is not a mail, whatever its name says", "rename it to .txt")
     seen = False
