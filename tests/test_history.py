@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -219,7 +221,9 @@ def test_any_text_comes_back_as_it_went_in(tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_newer_format_is_not_touched(tmp_path: Path) -> None:
-    with History.open(tmp_path) as history, history._db.outside() as db:
+    with History.open(tmp_path):
+        pass
+    with closing(sqlite3.connect(tmp_path / "history.sqlite3")) as db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(HistoryError, match="newer Thimble"):
         History.open(tmp_path)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from assistant.errors import HistoryError, StorageFullError
+
+from .bounds import Bounds
+
+T = TypeVar("T")
 
 FILE = "history.sqlite3"
 VERSION = 1
@@ -44,9 +48,9 @@ CREATE INDEX turns_session ON turns(user, session_id, id);
 CREATE INDEX turns_parent ON turns(user, session_id, parent_id, id);
 CREATE INDEX turns_running ON turns(owner) WHERE status = 'running';
 CREATE TABLE meta(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE evictions(
+CREATE TABLE evictions(                  -- to be told to the user once
     user TEXT NOT NULL, session_id TEXT NOT NULL, title TEXT NOT NULL,
-    turns INTEGER NOT NULL, archived INTEGER NOT NULL,
+    dropped INTEGER NOT NULL, archived INTEGER NOT NULL,
     PRIMARY KEY (user, session_id)
 ) WITHOUT ROWID;
 CREATE TABLE turn_vectors(turn_id INTEGER PRIMARY KEY, vectors BLOB NOT NULL);
@@ -88,23 +92,30 @@ class Database:
     Reading does not wait for writing (SQLite's write-ahead log), neither here nor in other processes.
     """
 
-    def __init__(self, path: Path, *, wal_pages: int = 1000) -> None:
-        self.path = path
+    def __init__(self, path: Path, bounds: Bounds) -> None:
+        self.path, self.bounds = path, bounds
+        self.damaged = False
         self._lock, self._read_lock = threading.RLock(), threading.RLock()
-        self._writer = connect(path, wal_pages=wal_pages)
-        try:
-            with self.write() as db:
-                prepare(db)
-            self._reader = connect(path, wal_pages=wal_pages)
-            self._reader.execute("PRAGMA query_only = 1")
-        except BaseException:
-            self._writer.close()
-            raise
+        self._log = path.with_name(path.name + "-wal")
+        self._open()
+
+    def _open(self) -> None:
+        with mapped(self.path):
+            self._writer = connect(self.path, wal_pages=self.bounds.wal_pages)
+            try:
+                with self.write() as db:
+                    prepare(db)
+                self.bounds.limit(self._writer)
+                self._reader = connect(self.path, wal_pages=self.bounds.wal_pages)
+                self._reader.execute("PRAGMA query_only = 1")
+            except BaseException:
+                self._writer.close()
+                raise
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """Open a transaction that writes; it is on the disk when the block ends, or never was."""
-        with self._lock, mapped(self.path):
+        with self._lock, self._mapped():
             db = self._writer
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -114,21 +125,31 @@ class Database:
                 if db.in_transaction:  # SQLite itself rolls back when the disk is full
                     db.execute("ROLLBACK")
                 raise
+            self.bounds.checkpoint(db, self._log)
 
-    @contextmanager
-    def outside(self) -> Iterator[sqlite3.Connection]:
-        """Use the writing connection outside of a transaction, for pragmas."""
-        with self._lock, mapped(self.path):
-            yield self._writer
+    def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run *work* in a transaction; where the file reached its limit all the same, make room and run it again."""
+        for _ in range(3):
+            try:
+                with self.write() as db:
+                    return work(db)
+            except StorageFullError as exc:
+                if not isinstance(exc.__cause__, sqlite3.Error) or _little_space(self.path):
+                    raise
+                with self.write() as db:
+                    if not self.bounds.evict_some(db):
+                        raise
+        with self.write() as db:
+            return work(db)
 
     def all(self, sql: str, values: tuple[Any, ...] | dict[str, Any] = ()) -> list[sqlite3.Row]:
         """Return all rows of a query, as of the last commit."""
-        with self._read_lock, mapped(self.path):
+        with self._read_lock, self._mapped():
             return self._reader.execute(sql, values).fetchall()
 
     def one(self, sql: str, values: tuple[Any, ...] | dict[str, Any] = ()) -> sqlite3.Row | None:
         """Return the first row of a query, or None."""
-        with self._read_lock, mapped(self.path):
+        with self._read_lock, self._mapped():
             row: sqlite3.Row | None = self._reader.execute(sql, values).fetchone()
             return row
 
@@ -138,13 +159,39 @@ class Database:
             self._reader.close()
             self._writer.close()
 
+    @contextmanager
+    def replaced(self) -> Iterator[None]:
+        """Close the file while the block puts another in its place, then open that one."""
+        with self._lock, self._read_lock:
+            self.close()
+            try:
+                yield
+            finally:
+                self._open()
+                self.damaged = False
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """Map errors, and remember that the file is damaged: it will not be sealed as sound."""
+        try:
+            with mapped(self.path):
+                yield
+        except HistoryError as exc:
+            if isinstance(exc.__cause__, sqlite3.DatabaseError) and is_damage(exc.__cause__):
+                self.damaged = True
+            raise
+
 
 def connect(path: Path, *, wal_pages: int = 1000) -> sqlite3.Connection:
-    """Open the file so that a commit is durable (``synchronous=FULL`` syncs the log at every commit)."""
+    """Open the file so that a commit is durable (``synchronous=FULL`` syncs the log at every commit).
+
+    What is deleted is overwritten (``secure_delete``): it can't be carved out of a damaged file later, nor by others.
+    """
     db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
+    db.text_factory = _text
     try:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -1024", "secure_delete = FAST",
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -1024", "secure_delete = ON",
                        f"wal_autocheckpoint = {wal_pages}", f"journal_size_limit = {wal_pages * 4096}"):  # fmt: skip
             db.execute(f"PRAGMA {pragma}")
     except BaseException:
@@ -153,22 +200,36 @@ def connect(path: Path, *, wal_pages: int = 1000) -> sqlite3.Connection:
     return db
 
 
+def _text(data: bytes) -> str:
+    """Decode what is stored; bytes that damage put there become U+FFFD, and the turn's checksum tells."""
+    return data.decode("utf-8", "replace")
+
+
 def prepare(db: sqlite3.Connection) -> None:
     """Make the tables where there are none.
 
     Raises:
         HistoryError: A newer Thimble made them.
     """
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version == VERSION:
+    refuse_newer(db)
+    if db.execute("PRAGMA user_version").fetchone()[0] == VERSION:
         return
+    for statement in statements(TABLES + SEARCH_TABLES):
+        db.execute(statement)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def refuse_newer(db: sqlite3.Connection) -> None:
+    """Leave a store of a newer Thimble as it is.
+
+    Raises:
+        HistoryError: It is one.
+    """
+    (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise HistoryError(
             f"The conversations were written by a newer Thimble (format {version}, this one reads {VERSION}); update."
         )
-    for statement in statements(TABLES + SEARCH_TABLES):
-        db.execute(statement)
-    db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def statements(script: str) -> Iterator[str]:
@@ -198,7 +259,7 @@ def mapped_error(exc: sqlite3.Error, path: Path) -> Exception:
             f"There is no room to store the conversation in {path.parent.name}/; free some disk space or delete old "
             "conversations. What was stored before is unharmed."
         )
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if is_damage(exc):
         return HistoryError(
             f"{path.name} is damaged ({exc}). Close the other Thimbles that use it, then run "
             "`python -m assistant sessions check --repair`: it sets the file aside and recovers what can be read."
@@ -208,6 +269,12 @@ def mapped_error(exc: sqlite3.Error, path: Path) -> Exception:
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return HistoryError(f"{path.name} can't be written ({exc}); check the rights of {path.parent}.")
     return HistoryError(f"The conversation store failed: {exc}.")
+
+
+def is_damage(exc: sqlite3.Error) -> bool:
+    """Return whether SQLite says that the file is not what it wrote."""
+    code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _little_space(path: Path) -> bool:

@@ -14,13 +14,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from assistant.errors import HistoryError, SessionExistsError, StaleSessionError, UnknownSessionError, UnknownTurnError
+from assistant.errors import SessionExistsError, StaleSessionError, UnknownSessionError, UnknownTurnError
 from assistant.records import LOCAL_USER, Turn, TurnStatus
 
+from .archive import Archive
+from .bounds import Bounds, told
+from .opening import check_store, open_store
 from .owners import alive, this_process
+from .presence import Presence
 from .recalling import RecallIndex
+from .repair import HistoryReport
 from .rows import NewTurn, Session, as_json, session_from, turn_from
-from .schema import FILE, Database
+from .schema import Database
+from .search import TurnHit, search
 from .text import checked_name, checksum, clean_title, extend, storable, title_from
 from .writing import FLUSH_S, Buffer
 
@@ -48,12 +54,13 @@ class History:
     Every method that takes a *user* sees that user's sessions only.
     """
 
-    def __init__(self, folder: Path, database: Database, *, max_bytes: int = 256_000_000, archive: bool = True,
+    def __init__(self, database: Database, presence: Presence, recovered: HistoryReport | None = None, *,
                  flush_s: float = FLUSH_S) -> None:  # fmt: skip
-        self.folder, self.max_bytes, self.archive = folder, max_bytes, archive
-        self._db = database
+        self.folder, self.recovered = database.path.parent, recovered
+        self._db, self._presence = database, presence
         self._owner = this_process()
         self._crcs: dict[int, int] = {}
+        self._told: set[str] = set()
         self._buffer = Buffer(self._write_more, flush_s=flush_s)
         self._closed = False
         self.recall_index = RecallIndex(database)
@@ -64,28 +71,51 @@ class History:
              flush_s: float = FLUSH_S) -> History:  # fmt: skip
         """Open the conversations in *folder*, or start there.
 
+        A store that was not closed well is inspected; a damaged one is set aside and what can be read of it is
+        recovered: then `recovered` says what happened, and so does the next notice to each user.
+
         Args:
             folder: Where the database is kept; made when missing.
             max_bytes: Most disk for the database; the oldest turns leave first.
             archive: Whether turns that leave go to a compressed archive instead of away.
             flush_s: How long text of a running answer may wait for the disk.
         """
+        bounds = Bounds(max_bytes, Archive(folder / "archive") if archive else None)
+        database, presence, recovered = open_store(folder, bounds)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise HistoryError(f"{folder} can't be made ({exc.strerror}); choose another history_dir.") from exc
-        return cls(folder, Database(folder / FILE), max_bytes=max_bytes, archive=archive, flush_s=flush_s)
+            return cls(database, presence, recovered, flush_s=flush_s)
+        except BaseException:
+            database.close()
+            presence.close(clean=False)
+            raise
 
     def close(self) -> None:
         """Write what waits, and close the file. A turn still running is left to be marked as interrupted."""
         if self._closed:
             return
         self._closed = True
+        clean = False
         try:
             self._buffer.close()
+            clean = not self._db.damaged
         finally:
             self.recall_index.close()
             self._db.close()
+            self._presence.close(clean=clean)
+
+    def check(self, *, repair: bool = False) -> HistoryReport:
+        """Look for damage, thoroughly; mend it when asked.
+
+        Raises:
+            HistoryError: The file must be replaced, and other processes have it open.
+        """
+        return check_store(self._db, self._presence, repair=repair)
+
+    def search(self, user: str, query: str, *, session_id: str | None = None, limit: int = 20,
+               offset: int = 0) -> list[TurnHit]:  # fmt: skip
+        """Return where the user's turns hold all words of *query*, best first; ``"quoted words"`` stand in a row."""
+        return search(self._db, checked_name(user, "user name"), storable(query), session_id=session_id, limit=limit,
+                      offset=offset)  # fmt: skip
 
     def __enter__(self) -> History:
         return self
@@ -172,7 +202,8 @@ class History:
             StorageFullError: There is no room for it.
         """
         key, text, now = _key(session_id, user), storable(question), time.time()
-        with self._db.write() as db:
+
+        def work(db: sqlite3.Connection) -> Turn:
             self._reap(db)
             row = self._ensure_session(db, *key)
             if expected_version is not None and row["version"] != expected_version:
@@ -182,6 +213,7 @@ class History:
                 )
             parent = row["head_turn_id"] if parent_id == FOLLOW else parent_id
             depth = 1 if parent is None else 1 + self._turn_row(db, parent, key)["depth"]
+            self._db.bounds.make_room(db, len(text.encode()), key=key, keep=parent)
             crc = checksum((*key, parent, text), "", "")
             turn_id = db.execute(
                 "INSERT INTO turns(user, session_id, parent_id, depth, status, owner, created_at, crc, question)"
@@ -192,8 +224,11 @@ class History:
             if not row["titled"] and row["turn_count"] == 0:
                 db.execute("UPDATE sessions SET title = ? WHERE user = ? AND id = ?", (title_from(text), *key))
             self._move_head(db, key, turn_id)
-        self._crcs[turn_id] = crc
-        return Turn(turn_id, key[1], parent, text, "", "running", now)
+            return Turn(turn_id, key[1], parent, text, "", "running", now)
+
+        turn = self._db.transact(work)
+        self._crcs[turn.id] = checksum((*key, turn.parent_id, text), "", "")
+        return turn
 
     def append(self, turn_id: int, text: str) -> None:
         """Add to the answer of a turn that this process began. It is on the disk within a second.
@@ -222,20 +257,24 @@ class History:
         kept = as_json(details)
         if answer is None:
             self._buffer.flush(turn_id)
-        with self._db.write() as db:
+
+        def work(db: sqlite3.Connection) -> Turn:
             row = db.execute("SELECT * FROM turns WHERE id = ?", (turn_id,)).fetchone()
             if row is None:
                 raise UnknownTurnError(f"Turn {turn_id} was deleted while it was being answered.")
             text = row["answer"] if answer is None else storable(answer)
             head = (row["user"], row["session_id"], row["parent_id"], row["question"])
             now = time.time()
+            self._db.bounds.make_room(db, len(text.encode()) + len(kept), key=head[:2], keep=turn_id)
             db.execute(
                 "UPDATE turns SET answer = ?, status = ?, details = ?, error = ?, finished_at = ?, owner = '',"
                 " indexed = 1, crc = ? WHERE id = ?",
                 (text, status, kept, storable(error), now, checksum(head, text, kept), turn_id),
             )
             db.execute("UPDATE sessions SET updated_at = ? WHERE user = ? AND id = ?", (now, *head[:2]))
-            done = turn_from(db.execute("SELECT * FROM turns WHERE id = ?", (turn_id,)).fetchone())
+            return turn_from(db.execute("SELECT * FROM turns WHERE id = ?", (turn_id,)).fetchone())
+
+        done = self._db.transact(work)
         self._crcs.pop(turn_id, None)
         self._buffer.forget(turn_id)
         return done
@@ -256,14 +295,16 @@ class History:
             StorageFullError: There is no room for it.
         """
         key = _key(session_id, user)
-        ids: dict[str, int] = {}
-        depths: dict[str, int] = {}
-        with self._db.write() as db:
+        given = list(turns)
+
+        def work(db: sqlite3.Connection) -> None:
             if db.execute("SELECT 1 FROM sessions WHERE user = ? AND id = ?", key).fetchone():
                 raise SessionExistsError(f"There is a conversation {key[1][:60]!r} already; delete or keep it.")
             self._ensure_session(db, *key, title)
+            ids: dict[str, int] = {}
+            depths: dict[str, int] = {}
             last = None
-            for turn in turns:
+            for turn in given:
                 if not ids and not clean_title(title):
                     db.execute(
                         "UPDATE sessions SET title = ? WHERE user = ? AND id = ?", (title_from(turn.question), *key)
@@ -272,11 +313,14 @@ class History:
                 depths[turn.key] = 1 if turn.parent is None else depths[turn.parent] + 1
                 ids[turn.key] = last = self._insert(db, key, turn, parent, depths[turn.key])
             self._move_head(db, key, last if head is None else ids[head])
+
+        self._db.transact(work)
         return self.session(session_id, user)
 
     def _insert(self, db: sqlite3.Connection, key: tuple[str, str], turn: NewTurn, parent: int | None,
                 depth: int) -> int:  # fmt: skip
         question, answer, details = storable(turn.question), storable(turn.answer), as_json(turn.details)
+        self._db.bounds.make_room(db, len(question.encode()) + len(answer.encode()) + len(details), key=key)
         status = "interrupted" if turn.status == "running" else turn.status
         turn_id = db.execute(
             "INSERT INTO turns(user, session_id, parent_id, depth, status, indexed, created_at, finished_at, feedback,"
@@ -386,8 +430,14 @@ class History:
             db.execute("UPDATE turns SET feedback = ? WHERE id = ?", (max(-1, min(1, int(feedback))), turn_id))
 
     def notices(self, user: str = LOCAL_USER) -> list[str]:
-        """Return what the user should be told about the store, once."""
-        return []
+        """Return what the user should be told about the store, once: turns that left, and damage that was mended."""
+        notes = []
+        if self.recovered is not None and user not in self._told:
+            self._told.add(user)
+            notes.append(str(self.recovered))
+        if self._db.one("SELECT 1 FROM evictions WHERE user = ?", (user,)) is not None:
+            notes += self._db.transact(lambda db: told(db, user, self._db.bounds.max_bytes))
+        return notes
 
     # Inside a transaction
 
@@ -425,8 +475,17 @@ class History:
     def _write_more(self, turn_id: int, text: str) -> None:
         text = storable(text)
         crc = extend(self._crcs[turn_id], text)
-        with self._db.write() as db:
+
+        def work(db: sqlite3.Connection) -> None:
+            row = db.execute("SELECT user, session_id, length(answer) AS long FROM turns WHERE id = ?", (turn_id,))
+            turn = row.fetchone()
+            if turn is None:
+                raise UnknownTurnError(f"Turn {turn_id} was deleted while it was being answered.")
+            self._db.bounds.make_room(db, turn["long"] + len(text.encode()), key=(turn["user"], turn["session_id"]),
+                                      keep=turn_id)  # fmt: skip
             db.execute("UPDATE turns SET answer = answer || ?, crc = ? WHERE id = ?", (text, crc, turn_id))
+
+        self._db.transact(work)
         self._crcs[turn_id] = crc
 
     def _reap(self, db: sqlite3.Connection) -> int:
