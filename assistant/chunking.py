@@ -2,13 +2,15 @@
 
 Works on a stream: it holds no more than the chunk it is filling. Knows no document format and no index.
 
-Where chunks end depends on the text around the place alone, not on how far it is from the start: a paragraph that grew
-moves the cuts of a few chunks after it, and then they fall where they fell before. So an edit re-embeds little.
+Where a chunk ends is chosen by the words there, not by the distance from the start (content-defined chunking,
+Muthitacharoen et al. 2001): after an edit the cuts soon fall where they fell before, so that little has to be embedded
+again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +19,13 @@ from typing import Protocol
 from . import sentences
 from .records import Chunk, Segment
 
-TARGET_TOKENS = 200
+TARGET_TOKENS = 230
 OVERLAP_TOKENS = 32
 _TINY = 6  # a section below a sixth of the target joins the one after it
-_FULL = 0.6  # of the target: from here on, the end of a paragraph is a good place to cut
+_FULL = 0.7  # of the target: from here on a chunk ends at the first landmark
 _TOKEN_CHARACTERS = 10  # a "token" is counted for every so many characters at least: a tokenizer may take a
 # megabyte of gibberish for one unknown word
+_LANDMARKS = 5  # one unit in so many
 _WINDOW = 16_000  # characters of a segment that are looked at together
 
 
@@ -50,6 +53,7 @@ class _Unit:
     segment: Segment
     line: int | None
     opens: int  # cost of the whole segment, for its first unit; else 0
+    landmark: bool  # one sentence in five is, by the hash of its words
 
 
 def extracted(segments: Iterable[Segment]) -> Iterator[str]:
@@ -137,7 +141,7 @@ class _Packer:
         total = sum(held.cost for held in self._pending)
         if self._fresh and (
             total + unit.cost > self._target
-            or (unit.opens and total >= _FULL * self._target and total + unit.opens > self._target)
+            or (total >= _FULL * self._target and (self._pending[-1].landmark or total + unit.opens > self._target))
         ):
             yield from self._flush(following=unit)
             while self._pending and sum(held.cost for held in self._pending) + unit.cost > self._target:
@@ -227,7 +231,8 @@ class _Packer:
             whole = sum(cost for _, _, cost in spans)
             for start, end, cost in spans:
                 at = None if line is None else line + window.count("\n", 0, start)
-                yield _Unit(base + start, base + end, cost, segment, at, whole if first else 0)
+                mark = zlib.crc32(window[start:end].encode("utf-8", "surrogatepass")) % _LANDMARKS == 0
+                yield _Unit(base + start, base + end, cost, segment, at, whole if first else 0, mark)
                 first = False
             if line is not None:
                 line += window.count("\n")
