@@ -166,7 +166,7 @@ def test_a_file_that_breaks_loses_its_chunks_and_comes_back(index: Index, embedd
 
 
 def test_cancel_keeps_what_is_written_and_the_next_run_goes_on(index: Index, embedder: Counting, folder: Path) -> None:
-    (folder / "long.txt").write_text(rules(170, "C"))
+    (folder / "long.txt").write_text(rules(270, "C"))
     cancel = threading.Event()
 
     def on_progress(progress: IngestProgress) -> None:
@@ -219,7 +219,7 @@ def test_a_full_disk_is_named_and_nothing_written_is_harmed(
     import sqlite3
 
     (folder / "first.txt").write_text(rules(4, "F"))
-    (folder / "second.txt").write_text(rules(150, "S"))
+    (folder / "second.txt").write_text(rules(270, "S"))
     ingestor = Ingestor(index, embedder)
     ingestor.ingest([folder / "first.txt"])
     whole = texts(index, "first.txt")
@@ -260,7 +260,7 @@ Ingestor(index, embedder).ingest([sys.argv[3]], on_progress=lambda p: print(p.ch
 def test_a_kill_in_the_middle_doubles_and_loses_nothing(
     tmp_path: Path, embedder: Counting, folder: Path, packaged_models: Path
 ) -> None:
-    (folder / "long.txt").write_text(rules(170, "K"))
+    (folder / "long.txt").write_text(rules(270, "K"))
     store = tmp_path / "store"
     command = [sys.executable, "-c", CHILD, str(packaged_models), str(store), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
