@@ -171,9 +171,9 @@ class TurnChain(Runnable[Any, dict[str, Any]]):
         return await asyncio.to_thread(self.batch, inputs, config, return_exceptions=return_exceptions, **kwargs)
 
     def _whole(self, value: Any) -> dict[str, Any]:
-        total: AddableDict = AddableDict()
+        total = AddableDict()
         for piece in self._pieces(iter([value])):
-            total = total + piece
+            total = total + AddableDict(piece)
         return dict(total)
 
     def _pieces(self, values: Iterator[Any]) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .chain import DocumentRetriever, LocalChatModel, TurnChain
-from .errors import AccessError, InferenceError, ModelNotFoundError, QuestionError, UnknownTurnError
+from .errors import (
+    AccessError,
+    InferenceError,
+    ModelNotFoundError,
+    QuestionError,
+    UnknownDocumentError,
+    UnknownTurnError,
+)
 from .history import FOLLOW, History
 from .parts import Parts
 from .records import (
@@ -26,6 +33,7 @@ from .records import (
     Event,
     IngestProgress,
     IngestReport,
+    Passage,
     Scope,
     SearchResult,
     Turn,
@@ -35,6 +43,7 @@ from .turn import TurnRequest, TurnRunner, sampling_from
 
 if TYPE_CHECKING:
     from .embedding import Embedder
+    from .index import IndexReport
     from .memory import MemoryReport
 
 
@@ -166,7 +175,7 @@ class Assistant:
         """
         try:
             return self._parts.ingestor.ingest(
-                [Path(path) for path in paths], owner=_owner(user), session_id=session_id,
+                [Path(path) for path in paths], owner=_owner(user, session_id), session_id=session_id,
                 on_progress=on_progress, cancel=cancel, passwords=tuple(passwords),
             )  # fmt: skip
         finally:
@@ -185,10 +194,45 @@ class Assistant:
             AccessError: It is shared, and not this user's to remove.
         """
         document = self._parts.index.find_document(name, Scope(user, session_id))
-        if document.owner != _owner(user):
+        if document.owner not in (user, _owner(user, None)):
             raise AccessError(f"{document.name} is not yours to remove; it belongs to whoever keeps this assistant.")
         self._parts.index.remove_document(document.id)
         return document
+
+    def passage(self, document_id: str, start: int, end: int, around: int = 1200, *,
+                user: str = LOCAL_USER) -> Passage:  # fmt: skip
+        """Return what stands around a quote in its document.
+
+        Args:
+            document_id: From the quote.
+            start: Of the quote, in the document's extracted text.
+            end: Past the quote.
+            around: Characters before and behind.
+            user: Who asks.
+
+        Raises:
+            UnknownDocumentError: This user has no such document (any more).
+        """
+        document = self._parts.index.get_document(document_id)
+        if document is None or document.owner not in (SHARED, user):
+            raise UnknownDocumentError("This document is not in the index any more; the quote is what is left of it.")
+        first = max(0, start - around)
+        before = self._parts.index.text(document_id, first, start)
+        quote = self._parts.index.text(document_id, start, end)
+        after = self._parts.index.text(document_id, end, end + around)
+        return Passage(
+            document_id, document.name, document.source, before + quote + after, first,
+            len(before), len(before) + len(quote),
+        )  # fmt: skip
+
+    def check_index(self, *, repair: bool = False) -> IndexReport:
+        """Hold vectors, text and words of the index against each other; with *repair*, mend what differs."""
+        index = self._parts.index
+        return index.repair(self._parts.embedder.embed) if repair else index.check()
+
+    def compact_index(self) -> int:
+        """Give the disk space of removed documents back; returns the bytes."""
+        return self._parts.index.compact(force=True)
 
     def search(self, question: str, *, session_id: str | None = None, user: str = LOCAL_USER,
                documents: Sequence[str] | None = None, top_k: int | None = None) -> SearchResult:  # fmt: skip
@@ -272,6 +316,6 @@ def new_session_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def _owner(user: str) -> str:
-    """The local user's documents are shared: whoever keeps the machine fills the shelf for all."""
-    return SHARED if user == LOCAL_USER else user
+def _owner(user: str, session_id: str | None) -> str:
+    """The local user's documents are for all: whoever keeps the machine fills the shelf. Those of a session are not."""
+    return SHARED if user == LOCAL_USER and session_id is None else user

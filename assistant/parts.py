@@ -103,37 +103,44 @@ class Parts:
     @property
     def worker(self) -> TorchWorker:
         """The one thread that does torch's work."""
-        return self._part("worker")
+        worker: TorchWorker = self._part("worker")
+        return worker
 
     @property
     def embedder(self) -> Embedder:
         """The one embedding model."""
-        return self._part("embedder")
+        embedder: Embedder = self._part("embedder")
+        return embedder
 
     @property
     def index(self) -> Index:
         """The one open index."""
-        return self._part("index")
+        index: Index = self._part("index")
+        return index
 
     @property
     def retrieval(self) -> Retrieval:
         """Search over the index."""
-        return self._part("retrieval")
+        retrieval: Retrieval = self._part("retrieval")
+        return retrieval
 
     @property
     def recall(self) -> Recall:
         """Search over old turns."""
-        return self._part("recall")
+        recall: Recall = self._part("recall")
+        return recall
 
     @property
     def ingestor(self) -> Ingestor:
         """What reads documents into the index."""
-        return self._part("ingestor")
+        ingestor: Ingestor = self._part("ingestor")
+        return ingestor
 
     @property
     def chat_model(self) -> ChatModel | None:
         """The one chat model, or None where the settings say ``none``."""
-        return self._part("chat_model")
+        chat_model: ChatModel | None = self._part("chat_model")
+        return chat_model
 
     def warm(self) -> None:
         """Load the models side by side; what is loaded already stays."""
@@ -290,7 +297,9 @@ def _make_recall(parts: Parts) -> Recall:
 def _make_ingestor(parts: Parts) -> Ingestor:
     from .ingest import Ingestor
 
-    return Ingestor(parts.index, parts.embedder, settings=parts.settings)
+    return Ingestor(
+        parts.index, parts.embedder, settings=parts.settings, check=parts.gate.ingest, admit=parts.gate.batch
+    )
 
 
 def _make_chat_model(parts: Parts) -> ChatModel | None:

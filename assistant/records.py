@@ -190,6 +190,26 @@ class Quote:
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """A stretch of a document's extracted text around a quote.
+
+    Attributes:
+        text: From *start* on; verbatim, as far as the index holds it.
+        start: Offset of its first character in the document.
+        quote_start: Offset of the quote in *text*.
+        quote_end: Offset past the quote in *text*.
+    """
+
+    document_id: str
+    name: str
+    source: str
+    text: str
+    start: int
+    quote_start: int
+    quote_end: int
+
+
+@dataclass(frozen=True, slots=True)
 class SearchedQuery:
     """One query that a search ran: what it said, and what it weighed in the fusion."""
 
@@ -200,10 +220,16 @@ class SearchedQuery:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What a search found, best first, and what it looked for."""
+    """What a search found, best first, and what it looked for.
+
+    Attributes:
+        terms: Stems of the words that matter, the question's and earlier turns', to their weight: how rare the word
+            is in the index (IDF), times the weight of the query that brought it.
+    """
 
     hits: tuple[Hit, ...]
     queries: tuple[SearchedQuery, ...]
+    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

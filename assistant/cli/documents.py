@@ -55,8 +55,12 @@ def check(settings: Settings, args: argparse.Namespace) -> int:
     """Hold the vectors, the text and the lexical index against each other, and mend them if asked to."""
     with Assistant(settings) as assistant:
         report = assistant.check_index(repair=args.repair)
-    print(report)
-    return 0 if report.ok else 1
+    print(f"{report.documents} documents, {report.chunks} chunks, {report.vectors} vectors")
+    for problem in report.problems:
+        print(f"! {problem}")
+    if report.problems and not args.repair:
+        print("`python -m assistant documents check --repair` mends this.")
+    return 0 if report.healthy else 1
 
 
 def compact(settings: Settings, args: argparse.Namespace) -> int:
