@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from assistant.errors import HistoryError
@@ -32,7 +33,7 @@ def open_store(folder: Path, bounds: Bounds) -> tuple[Database, Presence, Histor
         if presence.alone:
             finish_recovery(path)
             if path.exists() and not presence.sealed():
-                report = _inspected(path)
+                report = _inspected(path, presence)
             presence.break_seal()
         database = Database(path, bounds)
         if report is not None and not report.broken:
@@ -72,14 +73,11 @@ def check_store(database: Database, presence: Presence, *, repair: bool) -> Hist
         presence.share()
 
 
-def _inspected(path: Path) -> HistoryReport | None:
+def _inspected(path: Path, presence: Presence) -> HistoryReport | None:
     """Inspect a store that was not closed well; replace it when its file is broken. None when it is sound."""
-    report = inspect(path, deep=False)
+    report = inspect(path, deep=presence.has_seal())  # a kill leaves no seal, and SQLite's promises hold for a kill
     if not report.problems:
         return None
+    report = recover(path, report.problems) if report.broken else replace(report, repaired=True)
     logger.warning("%s", report)
-    return recover(path, report.problems) if report.broken else _promised(report)
-
-
-def _promised(report: HistoryReport) -> HistoryReport:
-    return HistoryReport(report.problems, False, True, report.sessions, report.turns, report.damaged_turns)
+    return report

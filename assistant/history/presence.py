@@ -56,6 +56,10 @@ class Presence:
         except (OSError, ValueError):
             return False
 
+    def has_seal(self) -> bool:
+        """Return whether the file was closed well, whatever happened to it since."""
+        return self._seal.exists()
+
     def break_seal(self) -> None:
         """From now on the file may change at any moment."""
         self._seal.unlink(missing_ok=True)

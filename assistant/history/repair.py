@@ -6,6 +6,7 @@ carries a checksum, so that a row read back is known to be what was stored.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -81,7 +82,7 @@ def inspect(path: Path, *, deep: bool = True) -> HistoryReport:
 
     Args:
         path: The database.
-        deep: Compare the full-text index with the turns too (slow on large stores; it can always be made anew).
+        deep: Compare the full-text index with the turns word by word; otherwise only look whether it is sound itself.
     """
     try:
         db = connect(path)
@@ -104,7 +105,7 @@ def inspect(path: Path, *, deep: bool = True) -> HistoryReport:
 def _inspect(db: sqlite3.Connection, *, deep: bool) -> HistoryReport:
     broken = [str(row[0]) for row in db.execute("PRAGMA integrity_check(5)") if row[0] != "ok"]
     if broken:
-        return HistoryReport(tuple(" ".join(text.split()) for text in broken[:3]), broken=True)
+        return HistoryReport((" ".join(broken[0].split())[:150],), broken=True)
     refuse_newer(db)
     if not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
         return HistoryReport()  # a new file
@@ -116,13 +117,12 @@ def _inspect(db: sqlite3.Connection, *, deep: bool) -> HistoryReport:
         (count,) = db.execute(sql).fetchone()
         if count:
             problems.append(f"{count} {text}")
-    if deep:
-        try:
-            db.execute("INSERT INTO turns_text(turns_text, rank) VALUES ('integrity-check', 1)")
-        except sqlite3.DatabaseError as exc:
-            if not is_damage(exc):
-                raise
-            problems.append("the full-text index does not match the turns")
+    try:
+        db.execute("INSERT INTO turns_text(turns_text, rank) VALUES ('integrity-check', ?)", (int(deep),))
+    except sqlite3.DatabaseError as exc:
+        if not is_damage(exc):
+            raise
+        problems.append("the full-text index does not match the turns")
     sessions, turns = _counts(db)
     return HistoryReport(tuple(problems), sessions=sessions, turns=turns, damaged_turns=len(changed))
 
@@ -149,9 +149,8 @@ _CONSISTENT = {
 def mend(db: sqlite3.Connection) -> None:
     """Repair, inside a transaction, what is wrong while the file itself is sound."""
     for row in _changed(db):
-        head = (row["user"], row["session_id"], row["parent_id"], row["question"])
-        db.execute("UPDATE turns SET error = ?, crc = ? WHERE id = ?",
-                   (CHANGED, checksum(head, row["answer"], row["details"]), row["id"]))  # fmt: skip
+        details = row["details"] if _is_json(row["details"]) else ""
+        db.execute("UPDATE turns SET error = ?, details = ? WHERE id = ?", (CHANGED, details, row["id"]))
     db.execute("UPDATE turns SET parent_id = NULL WHERE parent_id >= id")
     for (turn_id,) in db.execute(
         "SELECT t.id FROM turns t JOIN turns p ON p.id = t.parent_id"
@@ -160,10 +159,7 @@ def mend(db: sqlite3.Connection) -> None:
         db.execute("UPDATE turns SET parent_id = NULL WHERE id = ?", (turn_id,))
     _complete_sessions(db)
     db.execute("UPDATE turns SET indexed = (status != 'running') WHERE indexed != (status != 'running')")
-    for row in _changed(db):  # a parent was taken away above
-        head = (row["user"], row["session_id"], row["parent_id"], row["question"])
-        db.execute("UPDATE turns SET crc = ? WHERE id = ?",
-                   (checksum(head, row["answer"], row["details"]), row["id"]))  # fmt: skip
+    _sign(db)
     rebuild_search(db)
 
 
@@ -245,9 +241,9 @@ def _salvage(copy: Path, fresh: Path) -> HistoryReport:
                 " (SELECT coalesce(max(touched), 0) + 1 FROM sessions), :archived_count, :version, :head_turn_id)",
                 session,
             )
-        db.execute("UPDATE turns SET parent_id = NULL WHERE parent_id >= id")
+        _join_broken_branches(db)
+        _sign(db)
         _complete_sessions(db)
-        rebuild_search(db)
         lost = 0
         for (user, session_id), session in known.items():
             (found,) = db.execute(
@@ -267,6 +263,8 @@ def _salvage(copy: Path, fresh: Path) -> HistoryReport:
 
 def _keep_turn(db: sqlite3.Connection, turn: dict[str, Any], best: dict[int, tuple[bool, int]], *, whole: bool) -> None:
     """Store a turn that was read, unless a better copy of it was read before."""
+    if turn["parent_id"] is not None and not 0 < turn["parent_id"] < turn["id"]:
+        turn["parent_id"] = None
     head = (turn["user"], turn["session_id"], turn["parent_id"], turn["question"])
     good = whole and checksum(head, turn["answer"], turn["details"]) == turn["crc"]
     rank = (good, len(turn["answer"]) + len(turn["details"]))
@@ -278,7 +276,7 @@ def _keep_turn(db: sqlite3.Connection, turn: dict[str, Any], best: dict[int, tup
         turn["crc"] = checksum(head, turn["answer"], "")
     if turn["status"] == "running":
         turn["status"] = "interrupted"
-    turn["owner"], turn["indexed"] = "", 0  # the index is made at the end
+    turn["owner"], turn["indexed"] = "", 1
     db.execute("DELETE FROM turns WHERE id = ?", (turn["id"],))
     names = ", ".join(_TURN_COLUMNS)
     db.execute(f"INSERT INTO turns({names}) VALUES ({', '.join(':' + name for name in _TURN_COLUMNS)})", turn)
@@ -344,6 +342,31 @@ def _complete_sessions(db: sqlite3.Connection) -> None:
         " AND version = 0 OR head_turn_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM turns WHERE id = head_turn_id"
         " AND turns.user = sessions.user AND session_id = sessions.id)"
     )
+
+
+def _join_broken_branches(db: sqlite3.Connection) -> None:
+    """Let a turn whose parent is lost follow the nearest turn before that, so that a branch stays one."""
+    db.execute(
+        "UPDATE turns SET parent_id = (SELECT max(older.id) FROM turns older WHERE older.user = turns.user"
+        " AND older.session_id = turns.session_id AND older.id < turns.parent_id)"
+        " WHERE parent_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM turns p WHERE p.id = turns.parent_id"
+        " AND p.user = turns.user AND p.session_id = turns.session_id)"
+    )
+
+
+def _sign(db: sqlite3.Connection) -> None:
+    """Make checksums right again after something they cover was mended."""
+    for row in _changed(db):
+        head = (row["user"], row["session_id"], row["parent_id"], row["question"])
+        crc = checksum(head, row["answer"], row["details"])
+        db.execute("UPDATE turns SET crc = ? WHERE id = ?", (crc, row["id"]))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text or "{}"), dict)
+    except ValueError:
+        return False
 
 
 def _changed(db: sqlite3.Connection) -> list[sqlite3.Row]:
