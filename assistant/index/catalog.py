@@ -195,8 +195,9 @@ class Catalog:
         return [(str(name), float(str(score))) for name, score in self.rows(sql, (expression, *values, k))]
 
     def frequency(self, term: str) -> int:
-        """Return in how many chunks a word (in its stem's forms) occurs."""
-        return int(str(self.rows("SELECT count(*) FROM words WHERE words MATCH ?", (phrase(term),))[0][0]))
+        """Return in how many chunks a word (in its stem's forms) occurs, counting to 5,000 at most."""
+        sql = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT 5000)"
+        return int(str(self.rows(sql, (phrase(term),))[0][0]))
 
 
 def phrase(term: str) -> str:
