@@ -91,6 +91,7 @@ class _State:
     marks: tuple[Mark, ...] = ()
     actions: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    finished: bool = False
 
     @property
     def shown(self) -> tuple[Quote, ...]:
@@ -132,9 +133,10 @@ class TurnRunner:
                 yield from self._admitted(state)
             except StoppedError:
                 yield Done(self._finish(state, "stopped", None))
-            except GeneratorExit:
+            except GeneratorExit:  # the caller wants no more; after Done that is how every turn ends
                 request.stop.set()
-                self._finish(state, "stopped", None)
+                if not state.finished:
+                    self._finish(state, "stopped", None)
                 raise
             except Exception as exc:
                 self._fail(state, exc)
@@ -315,6 +317,7 @@ class TurnRunner:
         )  # fmt: skip
         details = {name: value for name, value in asdict(answer).items() if name not in _IN_COLUMNS}
         self._parts.history.finish(state.turn.id, answer=state.text, status=status, details=details)
+        state.finished = True
         return answer
 
     def _fail(self, state: _State, exc: Exception) -> None:
