@@ -1,0 +1,59 @@
+// The books of an answer: one line of what it took, and behind it where the tokens and the memory went.
+import { h } from "./dom.js";
+import { bytes, number, percent, seconds, t } from "./words.js";
+
+const WORDS_PER_TOKEN = 0.75; // English; the model counts tokens, people words
+const PARTS = ["template", "system", "window", "recalled", "evidence", "question", "reserve"];
+
+export function books(turn) {
+  const { time, tokens, memory } = turn;
+  if (!time && !tokens && !memory) return null;
+  const line = [];
+  if (time) {
+    if (turn.quotes.length) line.push(t("books.quotes", { s: seconds(time.quotes_s) }));
+    if (time.first_token_s !== null && tokens) line.push(t("books.first", { s: seconds(time.first_token_s) }));
+    if (time.tokens_per_s > 0) line.push(t("books.rate", { rate: number(time.tokens_per_s * WORDS_PER_TOKEN) }));
+  }
+  if (tokens) line.push(t("books.tokens", { used: number(tokens.prompt + tokens.generated), context: number(tokens.context) }));
+  if (memory) line.push(t("books.memory", { before: bytes(memory.before), after: bytes(memory.after), budget: bytes(memory.budget) }));
+  if (!line.length) line.push(t("books.total", { s: seconds(time.total_s) }));
+  const details = h("details", { class: "books" }, h("summary", { text: line.join(" · ") }));
+  details.addEventListener("toggle", () => {
+    if (details.open && details.children.length === 1) details.append(inside(turn));
+  });
+  return details;
+}
+
+function inside({ tokens, memory, searched, answerable, time }) {
+  const box = h("div", { class: "inside" });
+  if (tokens) {
+    const bar = h("div", { class: "meter", role: "img", "aria-label": PARTS.map((part) => `${t(`books.${part}`)} ${number(tokens[part])}`).join(", ") });
+    const legend = h("ul", { class: "legend" });
+    const add = (part, count) => {
+      const piece = h("span", { class: `part-${part}` });
+      piece.style.flexGrow = String(count);
+      bar.append(piece);
+      legend.append(h("li", { class: `part-${part}`, text: `${t(`books.${part}`)} ${number(count)}` }));
+    };
+    for (const part of PARTS) if (tokens[part]) add(part, tokens[part]);
+    const free = tokens.context - tokens.prompt - tokens.reserve;
+    if (free > 0) add("free", free);
+    box.append(section("books.context", bar, legend));
+    const turns = [t("books.seen", { count: tokens.window_turns.length })];
+    if (tokens.left_out_count) turns.push(t("books.left", { count: tokens.left_out_count }));
+    if (tokens.recalled_turns.length) turns.push(t("books.brought", { count: tokens.recalled_turns.length }));
+    box.append(section("books.turns", h("p", { text: [...turns, t("books.generated", { count: number(tokens.generated) })].join(" · ") })));
+  }
+  if (memory) {
+    const values = Object.fromEntries(["before", "peak", "after", "released", "left"].map((name) => [name, bytes(memory[name])]));
+    box.append(section("books.ram", h("p", { text: t("books.ram.line", values) }), memory.actions.length ? h("ul", {}, ...memory.actions.map((text) => h("li", { text }))) : null));
+  }
+  if (searched.length) box.append(section("books.searched", h("ul", {}, ...searched.map((query) => h("li", { text: `${query.text} (${number(query.weight, 2)})` })))));
+  const last = [];
+  if (typeof answerable === "number") last.push(t("books.answerable", { percent: percent(answerable) }));
+  if (time) last.push(t("books.total", { s: seconds(time.total_s) }));
+  if (last.length) box.append(h("p", { text: last.join(" · ") }));
+  return box;
+}
+
+const section = (title, ...content) => h("div", {}, h("h4", { text: t(title) }), ...content.filter(Boolean));

@@ -1,0 +1,190 @@
+// The documents panel: putting files in, watching them being read, the list.
+import { get, send, upload } from "./api.js";
+import { find, h, icon, iconButton } from "./dom.js";
+import { ask, problem, toast } from "./notify.js";
+import { bytes, day, number, percent, seconds, t } from "./words.js";
+
+const AT_ONCE = 2; // uploads sent side by side
+const ACTIVE = ["waiting", "reading"];
+
+export class Documents {
+  // hooks: { changed(documents), sessionId(): id, preview(document), readOnly }
+  constructor(hooks) {
+    this.hooks = hooks;
+    this.documents = [];
+    this.sending = new Map(); // name to { share, cancel }
+    this.queue = [];
+    this.uploads = [];
+    this.build();
+  }
+
+  build() {
+    const panel = find("#documents");
+    const picker = (attributes) => {
+      const input = h("input", { type: "file", multiple: true, class: "unseen", tabindex: "-1", "aria-hidden": "true", ...attributes });
+      input.addEventListener("change", () => { this.add([...input.files].map((file) => ({ file, name: file.webkitRelativePath || file.name }))); input.value = ""; });
+      return input;
+    };
+    this.files = picker({ id: "pick-files" });
+    this.folder = picker({ webkitdirectory: true });
+    this.onlyHere = h("input", { type: "checkbox", id: "only-here" });
+    this.drop = h("div", { class: "drop" }, icon("upload"), h("p", { text: t("documents.drop") }),
+      h("div", { class: "start" },
+        h("button", { type: "button", class: "quiet", text: t("documents.files"), onclick: () => this.files.click() }),
+        h("button", { type: "button", class: "quiet", text: t("documents.folder"), onclick: () => this.folder.click() })),
+      h("label", { class: "check" }, this.onlyHere, t("documents.session")), this.files, this.folder);
+    this.incoming = h("div", { "aria-live": "off" });
+    this.list = h("div");
+    panel.replaceChildren(this.hooks.readOnly ? h("p", { class: "panel-note", text: t("documents.readonly") }) : this.drop, this.incoming, this.list);
+    if (!this.hooks.readOnly) this.dragging();
+  }
+
+  dragging() {
+    let depth = 0;
+    const files = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+    const state = (on) => document.body.classList.toggle("dragging", on);
+    addEventListener("dragenter", (event) => { if (files(event)) { depth += 1; state(true); } });
+    addEventListener("dragleave", (event) => { if (files(event) && --depth <= 0) state(false); });
+    addEventListener("dragover", (event) => { if (files(event)) event.preventDefault(); });
+    addEventListener("drop", async (event) => {
+      if (!files(event)) return;
+      event.preventDefault();
+      depth = 0;
+      state(false);
+      const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+      const loose = [...event.dataTransfer.files].map((file) => ({ file, name: file.name }));
+      this.add(entries.length ? (await Promise.all(entries.map((entry) => inside(entry)))).flat() : loose);
+    });
+  }
+
+  add(items) {
+    if (this.hooks.readOnly || !items.length) return;
+    const sessionId = this.onlyHere.checked ? this.hooks.sessionId() : "";
+    this.hooks.show();
+    for (const item of items) if (!item.file.name.startsWith(".")) this.queue.push({ ...item, sessionId });
+    this.pump();
+  }
+
+  pump() {
+    while (this.sending.size < AT_ONCE && this.queue.length) {
+      const { file, name, sessionId } = this.queue.shift();
+      const entry = { name, size: file.size, share: 0 };
+      const job = upload(file, name, sessionId, (share) => { entry.share = share; this.drawIncoming(); });
+      entry.cancel = job.cancel;
+      this.sending.set(entry, entry);
+      job.done.catch((error) => {
+        if (error instanceof TypeError) this.hooks.lost();
+        else if (error.kind !== "cancelled") problem(error);
+      }).finally(() => { this.sending.delete(entry); this.pump(); this.watch(); });
+    }
+    this.drawIncoming();
+  }
+
+  async samples() {
+    await send("POST", "samples");
+    this.hooks.show();
+    await this.watch();
+  }
+
+  async load() {
+    const found = await get("documents", { session_id: this.hooks.sessionId() });
+    this.documents = found.documents;
+    this.uploads = found.uploads;
+    this.drawList();
+    this.drawIncoming();
+    this.hooks.changed(this.documents);
+    if (this.uploads.some((one) => ACTIVE.includes(one.state))) this.watch();
+  }
+
+  // Asks again and again while something is being read; one watcher at a time.
+  async watch() {
+    if (this.watching) return;
+    this.watching = true;
+    try {
+      let done = -1;
+      for (;;) {
+        this.uploads = (await get("uploads")).uploads;
+        const now = this.uploads.filter((one) => !ACTIVE.includes(one.state)).length;
+        if (now !== done && done >= 0) await this.load();
+        done = now;
+        this.drawIncoming();
+        if (!this.uploads.some((one) => ACTIVE.includes(one.state))) break;
+        await new Promise((resolve) => setTimeout(resolve, 400));
+      }
+      await this.load();
+    } catch (error) {
+      if (error instanceof TypeError) this.hooks.lost();
+      else problem(error);
+    } finally {
+      this.watching = false;
+    }
+  }
+
+  drawIncoming() {
+    const sending = [...this.sending.values()].map((one) => this.row({ name: one.name, meta: t("documents.sending", { percent: percent(one.share) }), share: one.share, cancel: one.cancel }));
+    const queued = this.queue.length ? [this.row({ name: `+ ${number(this.queue.length)}`, meta: t("documents.waiting") })] : [];
+    const rows = this.uploads.map((one) => this.row({ ...said(one), name: one.name, share: ACTIVE.includes(one.state) ? one.share : undefined, refused: one.state === "refused", cancel: () => send("DELETE", `uploads/${one.id}`).then(() => this.watch()).catch(problem) }));
+    if (!sending.length && !rows.length && !queued.length) return this.incoming.replaceChildren();
+    const clear = h("button", { type: "button", text: t("documents.clear"), onclick: () => send("DELETE", "uploads").then(() => this.load()).catch(problem) });
+    this.incoming.replaceChildren(h("h2", { class: "panel-title" }, t("documents.uploads"), rows.length ? clear : ""), h("ul", { class: "files" }, ...sending, ...queued, ...rows));
+  }
+
+  row({ name, meta, share, cancel, refused }) {
+    return h("li", { class: refused ? "file refused" : "file" }, type(name),
+      h("div", { class: "about" }, h("span", { class: "name", text: name, title: name }), share === undefined ? "" : h("progress", { max: "1", value: String(share), "aria-label": name }), h("span", { class: "meta", text: meta })),
+      cancel ? iconButton("close", t("documents.cancel", { name }), cancel) : "");
+  }
+
+  drawList() {
+    const count = this.documents.length;
+    if (!count) return this.list.replaceChildren(h("p", { class: "panel-note", text: t("documents.none") }));
+    this.list.replaceChildren(
+      h("h2", { class: "panel-title", text: count === 1 ? t("documents.one") : t("documents.listed", { count: number(count) }) }),
+      h("ul", { class: "files" }, ...this.documents.map((document) => this.item(document))));
+  }
+
+  item(document) {
+    const refused = document.status === "refused";
+    const facts = refused ? t("documents.refused", { reason: document.reason }) : t("documents.meta", { size: bytes(document.size_bytes), count: number(document.chunk_count), date: day(document.added_at) });
+    const more = [document.status === "partial" && t("documents.partial"), document.session_only && t("documents.only")].filter(Boolean);
+    const name = refused ? h("span", { class: "name", text: document.name, title: document.name })
+      : h("button", { type: "button", class: "name", text: document.name, title: document.name, "aria-label": t("documents.preview", { name: document.name }), onclick: () => this.hooks.preview(document) });
+    return h("li", { class: refused ? "file refused" : "file", "data-id": document.id }, type(document.name),
+      h("div", { class: "about" }, name, h("span", { class: "meta", text: [facts, ...more].join(" · ") })),
+      this.hooks.readOnly || document.removable === false ? "" : iconButton("trash", t("documents.remove", { name: document.name }), () => this.remove(document).catch(problem)));
+  }
+
+  async remove(document) {
+    if (!(await ask({ title: t("documents.remove.title"), text: t("documents.remove.text", { name: document.name }), yes: t("documents.remove.yes"), danger: true }))) return;
+    await send("DELETE", `documents/${document.id}`);
+    toast(t("documents.removed", { name: document.name }));
+    await this.load();
+  }
+}
+
+const type = (name) => h("span", { class: "type", "aria-hidden": "true", text: /\.(\w{1,4})$/.exec(name)?.[1] ?? "" });
+
+function said(one) {
+  const count = number(one.chunks);
+  if (one.state === "reading") {
+    const parts = [t("documents.reading")];
+    if (one.chunks_per_s > 0) parts.push(t("documents.rate", { rate: number(one.chunks_per_s) }));
+    if (one.remaining_s) parts.push(t("documents.left", { time: seconds(one.remaining_s) }));
+    return { meta: parts.join(" · ") };
+  }
+  if (one.state === "refused") return { meta: t("documents.refused", { reason: one.reason }) };
+  return { meta: t(`documents.${one.state}`, { count }) };
+}
+
+async function inside(entry, path = "") {
+  const name = path + entry.name;
+  if (entry.isFile) return [{ file: await new Promise((resolve, reject) => entry.file(resolve, reject)), name }];
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) { // a reader gives at most 100 entries at once
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!some.length) break;
+    found.push(...(await Promise.all(some.map((one) => inside(one, `${name}/`)))).flat());
+  }
+  return found;
+}
