@@ -25,6 +25,11 @@ from .weights import TensorFolder
 BLOCK = 64
 """Slots of the cache are used in blocks of this many."""
 
+READ_CHUNK = 256
+"""Tokens of a prompt read at a time: as fast as all at once from 256 on, and the activations stay small."""
+WIDEST_STEP = 8
+"""Most tokens of a step: int8 and int4 products cost 1.2 times a single token's with 4 and 1.8 times with 8."""
+
 Linear = Callable[[torch.Tensor], torch.Tensor]
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -117,13 +122,13 @@ class Decoder:
             self._embedding = self._weight("model.embed_tokens.weight")
         self._layers = [self._layer(index, quantized) for index in range(arch.layers)]
         self.head: Linear = quantized["head"] if quantized else self._plain((self._head_name,))
-        self.max_step = 1
+        self.max_step = WIDEST_STEP if self._rows_agree(WIDEST_STEP) else 1
 
     def new_cache(self, tokens: int) -> Cache:
         """Make room for a conversation of *tokens*."""
         return Cache(self.arch, tokens, self.dtype, self.device)
 
-    def read(self, tokens: Sequence[int], cache: Cache, *, chunk: int = 2048) -> Iterator[torch.Tensor | None]:
+    def read(self, tokens: Sequence[int], cache: Cache, *, chunk: int = READ_CHUNK) -> Iterator[torch.Tensor | None]:
         """Read *tokens* into *cache*; rest (giving None) after each layer.
 
         Gives:
@@ -141,6 +146,8 @@ class Decoder:
                 yield None
             cache.length += len(part)
         assert hidden is not None, "nothing to read"
+        if self._lean:
+            self._tensors.drop(("model.embed_tokens.weight",))
         yield self.head(self._normed(hidden[-1:], self._final_norm))[0]
 
     def step(self, tokens: Sequence[int], cache: Cache) -> torch.Tensor:
@@ -183,6 +190,22 @@ class Decoder:
     def room_in_block(self, cache: Cache) -> int:
         """Tokens that the next step may run: those left in the current block, at least 1."""
         return BLOCK - cache.length % BLOCK
+
+    def _rows_agree(self, width: int) -> bool:
+        """Try whether a step of several tokens gives what single steps give, to the last bit, on this machine.
+
+        That is what makes speculation invisible in the output. The kernels promise nothing, so they are asked.
+        """
+        alone, together = self.new_cache(4 * BLOCK), self.new_cache(4 * BLOCK)
+        source = torch.Generator().manual_seed(0)
+        alone.keys.copy_(torch.randn(alone.keys.shape, generator=source))
+        alone.values.copy_(torch.randn(alone.values.shape, generator=source))
+        tokens = torch.randint(0, self.arch.vocab, (width,), generator=source).tolist()
+        start = alone.slots - width - 3
+        together.take(alone, alone.slots)
+        together.length = alone.length = start
+        rows = self.step(tokens, together)
+        return all(torch.equal(self.step([token], alone)[0], row) for token, row in zip(tokens, rows, strict=True))
 
     def _read_layer(self, index: int, hidden: torch.Tensor, cache: Cache, mask: torch.Tensor | None) -> torch.Tensor:
         arch, rows, start = self.arch, hidden.shape[0], cache.length

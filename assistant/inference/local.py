@@ -13,10 +13,11 @@ import torch
 from assistant.errors import AssistantError, ContextOverflowError, InferenceError, ModelBrokenError
 from assistant.records import Message
 
-from . import architecture
+from . import architecture, quantized
 from .chat_text import ChatText
 from .decoder import Decoder
 from .generate import Decoding, Engine
+from .prefix import PrefixCache
 from .types import GenerationStats, Sampling
 from .weights import TensorFolder
 
@@ -53,6 +54,7 @@ class LocalChatModel:
         self._device = device
         self._asked_dtype = dtype
         self._compute = compute_dtype(dtype, device)
+        self._quantize = dtype in ("auto", "int8") and device == "cpu"
         self._config = _config(folder)
         self._arch = architecture.read(self._config)
         made_for = int(
@@ -60,10 +62,20 @@ class LocalChatModel:
         )
         self.context_tokens = min(context_tokens or DEFAULT_CONTEXT, made_for)
         self._text = ChatText(folder)
+        self._prefix = PrefixCache(prefix_cache_bytes)
         self._engine: Engine | None = None
         self._closed = False
         self.dtype = "fp32" if self._compute == torch.float32 else "bf16"
         worker.run(self._load)
+
+    @property
+    def prefix_cache_bytes(self) -> int:
+        """Most bytes of keys and values kept between turns; may be set, and counts from the next turn's end."""
+        return self._prefix.max_bytes
+
+    @prefix_cache_bytes.setter
+    def prefix_cache_bytes(self, value: int) -> None:
+        self._prefix.max_bytes = value
 
     @property
     def loaded(self) -> bool:
@@ -108,8 +120,8 @@ class LocalChatModel:
                 sampling,
                 most_tokens=most,
                 stop=stop or threading.Event(),
-                lease=lambda: (engine.new_cache(len(prompt) + most), 0),
-                give_back=lambda cache, tokens: None,
+                lease=lambda: self._prefix.lease(prompt, len(prompt) + most, session_id, engine.new_cache),
+                give_back=lambda cache, tokens: self._prefix.give_back(cache, tokens, session_id, engine.new_cache),
             )
 
         return LocalGeneration(self._worker, make)
@@ -138,7 +150,7 @@ class LocalChatModel:
 
     def release_caches(self) -> int:
         """Free what is kept between turns; say how many bytes that was."""
-        return 0
+        return self._worker.run(self._prefix.clear)
 
     def unload(self) -> None:
         """Free the weights; the next turn loads them again."""
@@ -151,6 +163,7 @@ class LocalChatModel:
             self.unload()
 
     def _drop(self) -> None:
+        self._prefix.clear()
         self._engine = None
 
     def _load(self) -> Engine:
@@ -158,12 +171,25 @@ class LocalChatModel:
         if self._engine is None:
             if self._arch is None:
                 raise ModelBrokenError(f"{self.name}: no path for model type {self._config.get('model_type')!r} yet.")
+            tensors = TensorFolder(self._folder)
+            products = None
+            if self._quantize:
+                products, four_bits = quantized.open_or_make(
+                    self._folder,
+                    quantized.llama_sources(self._arch),
+                    tensors,
+                    four_bits=self._asked_dtype == "auto",
+                    compute=self._compute,
+                )
+                self.dtype = "int4" if four_bits else "int8"
             self._engine = Decoder(
                 self._arch,
-                TensorFolder(self._folder),
+                tensors,
                 dtype=self._compute,
                 context_tokens=self.context_tokens,
+                quantized=products,
                 device=self._device,
+                lean=True,
             )
         return self._engine
 
