@@ -53,8 +53,9 @@ class Place(BaseModel):
 
 def add_endpoint(app: gr.Server, site: Site) -> None:
     """Register ``/gradio_api/call/turn``, which streams one turn's events."""
+    description = "Ask, retry, edit or follow; streams a turn's events."
 
-    @app.api(name="turn", concurrency_limit=None, description="Ask, retry, edit or follow; streams a turn's events.")
+    @app.api(name="turn", concurrency_limit=None, description=description)  # type: ignore[untyped-decorator]
     async def turn(call: dict[str, Any], request: gr.Request) -> AsyncIterator[dict[str, Any]]:
         try:
             run = await asyncio.to_thread(_begin, site, request.username or "", call)

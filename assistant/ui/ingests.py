@@ -114,6 +114,10 @@ class Ingests:
         """Put a file in line.
 
         Args:
+            user: Whose.
+            session_id: The only chat that may use it; None for all.
+            name: For the screen.
+            path: The file.
             ours: Whether it is an upload, to be deleted once read.
         """
         keep = not ours or path.suffix.lower() in KEPT_SUFFIXES

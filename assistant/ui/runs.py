@@ -77,6 +77,9 @@ class Runs:
         """Start to write a turn.
 
         Args:
+            user: Whose.
+            session_id: The chat it belongs to.
+            question: Shown to tabs that join later.
             begin: Given the event that stops it, returns the turn's events.
 
         Raises:

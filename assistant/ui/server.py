@@ -73,6 +73,10 @@ def access_for(settings: Settings, *, host: str, share: bool, public: bool, auth
     """Decide who may use the chat.
 
     Args:
+        settings: Where the users file is.
+        host: Address to listen on.
+        share: Whether a public link is made.
+        public: Whether anybody may come in.
         auth: ``name:password`` of one user for this run; empty for none.
 
     Returns:
@@ -226,9 +230,16 @@ def serve(assistant: Assistant, access: Access, made: str, *, host: str, port: i
     """Serve the chat until the process is asked to end, and say where it is.
 
     Args:
+        assistant: Not closed here.
+        access: Who may use it.
+        host: Address to listen on.
+        port: To listen on.
+        share: Whether to make a public link.
+        say: Told where the chat is.
         made: A password that was made for ``guest``, said once with the address.
     """
     with ChatServer(assistant, access, host=host, port=port) as server:
+        threading.Thread(target=_warm, args=(assistant,), name="warm", daemon=True).start()
         say(f"The chat is at {server.url}")
         if share:
             try:
@@ -265,6 +276,14 @@ async def _misunderstood(request: Request, error: Exception) -> Response:
 def _user_of(request: Request) -> str:
     user: str = getattr(request.state, "user", None) or LOCAL_USER
     return user
+
+
+def _warm(assistant: Assistant) -> None:
+    """Load the models while the user still types the first question; what fails is told with that question."""
+    try:
+        assistant.warm()
+    except Exception as exc:  # noqa: BLE001 - it will be raised again where somebody sees it
+        log.info("Could not load the models ahead: %s", exc)
 
 
 def _why(reason: Exception) -> str:

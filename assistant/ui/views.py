@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from assistant.records import Answer, DocumentInfo, Done, Event, Queued, Quote, Retrieved, Token, Turn
+from assistant.history.search import TurnHit
+from assistant.records import Answer, DocumentInfo, Done, Event, Passage, Queued, Quote, Retrieved, Token, Turn
 
 Json = dict[str, Any]
 
