@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -110,12 +111,43 @@ def edit(settings: Settings, args: argparse.Namespace) -> int:
     return 0
 
 
+def search(settings: Settings, args: argparse.Namespace) -> int:
+    """Print where the conversations hold all words of the query, with the words marked."""
+    with _history(settings) as history:
+        hits = history.search(args.user, args.query)
+    for hit in hits:
+        who = "you" if hit.said_by == "user" else "answer"
+        print(f"{hit.session_id}  turn {hit.turn_id}  {_date(hit.created_at)}  {hit.title}")
+        print(f"  {who}: {_marked(hit.text, hit.marks)}")
+    if not hits:
+        print("No conversation holds all of these words.", file=sys.stderr)
+    return 0 if hits else 1
+
+
+def check(settings: Settings, args: argparse.Namespace) -> int:
+    """Verify the conversation store, and with --repair mend it; what is damaged is set aside, never overwritten."""
+    with _history(settings) as history:
+        report = history.check(repair=args.repair)
+    print(report)
+    return 0 if report.ok else 1
+
+
 @contextmanager
 def _history(settings: Settings) -> Iterator[History]:
     """Open the conversations alone: listing them needs no model, index or torch."""
     history = History.open(settings.history_dir, max_bytes=settings.history_max_bytes, archive=settings.history_archive)
     with history:
         yield history
+
+
+def _marked(text: str, marks: Sequence[tuple[int, int]]) -> str:
+    """Mark what matched: bold on a terminal, in asterisks elsewhere."""
+    before, after = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("*", "*")
+    parts, at = [], 0
+    for start, end in marks:
+        parts += [text[at:start], before, text[start:end], after]
+        at = end
+    return " ".join("".join([*parts, text[at:]]).split())
 
 
 def _turn_id(text: str) -> int:
