@@ -35,7 +35,8 @@ class Bounds:
         self.archive = archive
         # The log gets an eighth, up to 4 MB; a large transaction may need twice that for a moment.
         self.wal_pages = max(16, min(1000, max_bytes // 8 // _PAGE))
-        self.hard_pages = (max_bytes - 2 * self.wal_pages * _PAGE - 64 * 1024) // _PAGE
+        self.reserve_bytes = max(4096, min(1 << 18, max_bytes // 16))
+        self.hard_pages = (max_bytes - 2 * self.wal_pages * _PAGE - self.reserve_bytes - 64 * 1024) // _PAGE
         # Merges of the full-text index need room for the new segment beside the old ones.
         self.soft_pages = int(self.hard_pages * 0.85)
 

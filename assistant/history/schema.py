@@ -97,7 +97,36 @@ class Database:
         self.damaged = False
         self._lock, self._read_lock = threading.RLock(), threading.RLock()
         self._log = path.with_name(path.name + "-wal")
+        self._reserve = path.with_name("history.reserve")
         self._open()
+        self.keep_reserve()
+
+    def keep_reserve(self) -> None:
+        """Take a little disk while there is plenty, for ending turns and deleting old ones when there is none."""
+        try:
+            if not self._reserve.exists() and shutil.disk_usage(self.path.parent).free > 3 * self.bounds.reserve_bytes:
+                self._reserve.write_bytes(bytes(self.bounds.reserve_bytes))
+        except OSError:
+            self._reserve.unlink(missing_ok=True)
+
+    def _use_reserve(self, share: float) -> bool:
+        left = self._reserve.stat().st_size if share and self._reserve.exists() else 0
+        if left == 0:
+            return False
+        keep = left - max(1, int(share * self.bounds.reserve_bytes))
+        if share >= 1 or keep <= self.bounds.reserve_bytes // 4:  # the last part is for what frees space
+            if share < 1:
+                return False
+            self._reserve.unlink()
+        else:
+            with self._reserve.open("r+b") as file:
+                file.truncate(keep)
+        return True
+
+    def fold_log(self) -> None:
+        """Give the space of the log back, as far as nobody reads from it."""
+        with self._lock, self._mapped():
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def _open(self) -> None:
         with mapped(self.path):
@@ -127,15 +156,25 @@ class Database:
                 raise
             self.bounds.checkpoint(db, self._log)
 
-    def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run *work* in a transaction; where the file reached its limit all the same, make room and run it again."""
+    def transact(self, work: Callable[[sqlite3.Connection], T], *, reserve_share: float = 0.0) -> T:
+        """Run *work* in a transaction; where the file reached its limit all the same, make room and run it again.
+
+        Args:
+            work: Is given the connection; may run more than once.
+            reserve_share: How much of the reserve it may use on a full disk: nothing for what begins, a part for
+                what ends something begun, all for what frees space.
+        """
         for _ in range(3):
             try:
                 with self.write() as db:
                     return work(db)
             except StorageFullError as exc:
-                if not isinstance(exc.__cause__, sqlite3.Error) or _little_space(self.path):
+                if not isinstance(exc.__cause__, sqlite3.Error):
                     raise
+                if _little_space(self.path):
+                    if not self._use_reserve(reserve_share):
+                        raise
+                    continue
                 with self.write() as db:
                     if not self.bounds.evict_some(db):
                         raise

@@ -7,6 +7,7 @@ Turns are ordered by id, never by time: clocks run backwards.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 import uuid
@@ -14,7 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from assistant.errors import SessionExistsError, StaleSessionError, UnknownSessionError, UnknownTurnError
+from assistant.errors import (
+    AssistantError,
+    SessionExistsError,
+    StaleSessionError,
+    StorageFullError,
+    UnknownSessionError,
+    UnknownTurnError,
+)
 from assistant.records import LOCAL_USER, Turn, TurnStatus
 
 from .archive import Archive
@@ -29,6 +37,8 @@ from .schema import Database
 from .search import TurnHit, search
 from .text import checked_name, checksum, clean_title, extend, storable, title_from
 from .writing import FLUSH_S, Buffer
+
+logger = logging.getLogger(__name__)
 
 FOLLOW: Final = -1
 """As *parent_id* of `History.begin`: the new turn follows the head of its session."""
@@ -98,6 +108,8 @@ class History:
         try:
             self._buffer.close()
             clean = not self._db.damaged
+        except AssistantError as exc:  # a full disk: whoever writes was told, and what is stored is whole
+            logger.warning("the last text of a running turn could not be stored: %s", exc)
         finally:
             self.recall_index.close()
             self._db.close()
@@ -176,10 +188,27 @@ class History:
     def delete(self, session_id: str, user: str = LOCAL_USER) -> None:
         """Delete a session with all its turns and branches."""
         key = _key(session_id, user)
-        with self._db.write() as db:
+
+        def work(db: sqlite3.Connection) -> None:
             self._row(db, key)
             db.execute("DELETE FROM turns WHERE user = ? AND session_id = ?", key)
             db.execute("DELETE FROM sessions WHERE user = ? AND id = ?", key)
+
+        def some(db: sqlite3.Connection) -> int:
+            self._row(db, key)
+            return db.execute(
+                "DELETE FROM turns WHERE id IN (SELECT id FROM turns WHERE user = ? AND session_id = ? LIMIT 4)", key
+            ).rowcount
+
+        try:
+            self._db.transact(work, reserve_share=1)
+        except StorageFullError:  # no room for a log of all that changes; bit by bit there may be
+            self._db.fold_log()
+            while self._db.transact(some, reserve_share=1):
+                self._db.fold_log()
+            self._db.transact(work, reserve_share=1)
+            self._db.fold_log()
+        self._db.keep_reserve()
 
     # Turns being written
 
@@ -274,7 +303,7 @@ class History:
             db.execute("UPDATE sessions SET updated_at = ? WHERE user = ? AND id = ?", (now, *head[:2]))
             return turn_from(db.execute("SELECT * FROM turns WHERE id = ?", (turn_id,)).fetchone())
 
-        done = self._db.transact(work)
+        done = self._db.transact(work, reserve_share=0.2)
         self._crcs.pop(turn_id, None)
         self._buffer.forget(turn_id)
         return done
@@ -485,7 +514,7 @@ class History:
                                       keep=turn_id)  # fmt: skip
             db.execute("UPDATE turns SET answer = answer || ?, crc = ? WHERE id = ?", (text, crc, turn_id))
 
-        self._db.transact(work)
+        self._db.transact(work, reserve_share=0.2)
         self._crcs[turn_id] = crc
 
     def _reap(self, db: sqlite3.Connection) -> int:
