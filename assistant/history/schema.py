@@ -109,6 +109,12 @@ class Database:
         except OSError:
             self._reserve.unlink(missing_ok=True)
 
+    def freed(self) -> None:
+        """After a deletion: on a full disk give the log's space back, else take the reserve again."""
+        if _little_space(self.path):
+            self.fold_log()
+        self.keep_reserve()
+
     def _use_reserve(self, share: float) -> bool:
         left = self._reserve.stat().st_size if share and self._reserve.exists() else 0
         if left == 0:

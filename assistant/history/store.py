@@ -207,8 +207,7 @@ class History:
             while self._db.transact(some, reserve_share=1):
                 self._db.fold_log()
             self._db.transact(work, reserve_share=1)
-            self._db.fold_log()
-        self._db.keep_reserve()
+        self._db.freed()
 
     # Turns being written
 
