@@ -143,6 +143,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_told_and_harms_nothing(small_disk: Path) -> None:
     folder, stored, refused = small_disk / "history", {}, 0
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * 500_000)
     with History.open(folder) as history:
         for number in range(400):
             try:
@@ -165,6 +167,7 @@ def test_a_full_disk_is_told_and_harms_nothing(small_disk: Path) -> None:
         assert all(found[turn_id].answer == answer for turn_id, answer in stored.items() if answer)
         assert history.check().ok
         history.delete("s")
+        filler.unlink()
         turn = history.begin("s", "room again?")
         assert history.finish(turn.id, answer="yes").answer == "yes"
         assert history.check().ok

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,7 +112,8 @@ class Database:
     def freed(self) -> None:
         """After a deletion: on a full disk give the log's space back, else take the reserve again."""
         if _little_space(self.path):
-            self.fold_log()
+            with suppress(StorageFullError):  # then the log stays, and its space with it
+                self.fold_log()
         self.keep_reserve()
 
     def _use_reserve(self, share: float) -> bool:
@@ -301,8 +302,8 @@ def mapped_error(exc: sqlite3.Error, path: Path) -> Exception:
     code = (getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
     if code == sqlite3.SQLITE_FULL or (code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _little_space(path)):
         return StorageFullError(
-            f"There is no room to store the conversation in {path.parent.name}/; free some disk space or delete old "
-            "conversations. What was stored before is unharmed."
+            f"There is no room to store the conversation in {path.parent.name}/; free some disk space. "
+            "What was stored before is unharmed."
         )
     if is_damage(exc):
         return HistoryError(

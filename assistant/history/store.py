@@ -203,9 +203,8 @@ class History:
         try:
             self._db.transact(work, reserve_share=1)
         except StorageFullError:  # no room for a log of all that changes; bit by bit there may be
-            self._db.fold_log()
             while self._db.transact(some, reserve_share=1):
-                self._db.fold_log()
+                self._db.freed()
             self._db.transact(work, reserve_share=1)
         self._db.freed()
 
