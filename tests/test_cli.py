@@ -82,8 +82,8 @@ def test_chat_holds_a_conversation(terminal: Terminal) -> None:
 
 def test_search_shows_each_parts_score(terminal: Terminal) -> None:
     out, err = terminal.run("search", "warranty of the kettle", "--top-k", "3")
-    assert "dense" in out
-    assert "lexical" in out
+    assert "cosine" in out
+    assert "BM25" in out
     assert "searched" in err
 
 
