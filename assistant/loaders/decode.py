@@ -35,6 +35,9 @@ _ALIASES = {
     "x-sjis": "shift_jis",
     "gb2312": "gb18030",
 }
+_WESTERN = frozenset(
+    "éèêëàâäáãåæçñíìîïóòôöõøœúùûüýÿßÉÈÊËÀÂÄÁÃÅÆÇÑÍÌÎÏÓÒÔÖÕØŒÚÙÛÜÝßðþŠšŽž’‘“”„«»‹›–—…•·°€£§©®™ª\xa0¡¿²³½´×µ¢¥¼¾±†"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,27 +176,39 @@ def _guess(sample: bytes) -> str:
     high = sum(byte > 0x7F for byte in sample)
     if high < 8 and _decodes(sample, "cp1252"):
         return "cp1252"  # too little to tell; the most common by far
-    best = from_bytes(sample).best()
-    if best is None:
+    for name in ("cp932", "euc_jp"):
+        if _is_japanese(sample, name):
+            return name
+    if high < 0.2 * len(sample) and _is_western(sample):
         return "cp1252"
-    # Where Windows' Western code page reads as well as the guess, it is by far the likelier one.
-    if best.encoding.startswith(("cp125", "latin", "iso8859", "mac", "cp85", "cp77", "hp")) and high < 0.1 * len(
-        sample
-    ):
-        western = _western(sample)
-        if western:
-            return western
-    return best.encoding
+    best = from_bytes(sample).best()
+    return best.encoding if best is not None else "cp1252"
 
 
-def _western(sample: bytes) -> str:
-    """Return ``cp1252`` if its reading puts letters inside words and signs between them, as real text does."""
-    if not _decodes(sample, "cp1252"):
+def _is_japanese(sample: bytes, name: str) -> bool:
+    """Tell whether a reading gives what all Japanese prose has: much hiragana and katakana of full width."""
+    text = _whole(sample, name)
+    wide = sum(character > "\x7f" for character in text)
+    kana = sum("\u3041" <= character <= "\u30ff" for character in text)
+    return wide > 0 and kana > 0.25 * wide
+
+
+def _is_western(sample: bytes) -> bool:
+    """Tell whether Windows' Western code page gives letters and quotes that Western languages write."""
+    text = _whole(sample, "cp1252")
+    high = [character for character in text if character > "\x7f"]
+    common = sum(character in _WESTERN for character in high)
+    inside = len(re.findall(r"[a-z][\xa1-\xbf\xd7\xf7][a-z]", text))  # a sign in a word: a letter of another page
+    czech = "ì" in text and "ø" in text  # no Western language has both; in Windows' Central page they are ě and ř
+    return bool(high) and common > 0.95 * len(high) and inside <= 0.02 * len(high) and not czech
+
+
+def _whole(sample: bytes, name: str) -> str:
+    """Decode a sample that may end within a character; nothing if it can't be of that encoding."""
+    try:
+        return codecs.getincrementaldecoder(name)().decode(sample)
+    except UnicodeDecodeError:
         return ""
-    text = sample.decode("cp1252")
-    letters = re.findall(r"[^\W\d_a-zA-Z]", text)
-    inside = re.findall(r"(?<=[a-zA-Z])[à-öø-ÿß]|[à-öø-ÿÀ-ÖØ-Þ](?=[a-z])", text)
-    return "cp1252" if len(inside) >= 0.8 * len(letters) else ""
 
 
 def _decodes(data: bytes, name: str) -> bool:

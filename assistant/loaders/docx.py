@@ -21,6 +21,7 @@ _SKIPPED = frozenset(
     ["Fallback", "delText", "instrText", "del", "moveFrom", "rPr", "pPr", "tblPr", "sectPr", "posOffset"]
 )
 _EXTRA = ("header", "footer", "footnotes", "endnotes", "comments")
+_LIST = -1
 _HEADING = re.compile(
     r"(?:heading|überschrift|titre|título|titolo|kop|rubrik|заголовок|标题|見出し)\s*(\d)", re.IGNORECASE
 )
@@ -38,7 +39,7 @@ def load(source: Source) -> Iterator[Segment]:
             (path for kind, path in relations(archive, "").values() if kind == "officeDocument"), "word/document.xml"
         )
         parts = relations(archive, main)
-        levels = _heading_levels(archive, next((path for kind, path in parts.values() if kind == "styles"), ""))
+        levels = _styles(archive, next((path for kind, path in parts.values() if kind == "styles"), ""))
         outline, seen = Outline(), False
         for segment in _body(archive, source, main, levels, outline):
             seen = True
@@ -55,18 +56,16 @@ def load(source: Source) -> Iterator[Segment]:
         raise EmptyDocumentError(source.name, "it holds no text")
 
 
-def _heading_levels(archive: zipfile.ZipFile, path: str) -> dict[str, int]:
-    """Return the styles that make headings: style id to level."""
+def _styles(archive: zipfile.ZipFile, path: str) -> dict[str, int]:
+    """Return the styles that make headings or lists: style id to level, or to ``_LIST``."""
     root = tree(archive, path) if path else None
     found: dict[str, int] = {}
     for style in root if root is not None else ():
         if local(style) != "style":
             continue
         name = next((attribute(node, "val") for node in style if local(node) == "name"), "")
-        match, based = (
-            _HEADING.match(name),
-            next((attribute(node, "val") for node in style if local(node) == "basedOn"), ""),
-        )
+        based = next((attribute(node, "val") for node in style if local(node) == "basedOn"), "")
+        match = _HEADING.match(name)
         outline = [attribute(node, "val") for node in style.iter() if local(node) == "outlineLvl"]
         key = attribute(style, "styleId")
         if match:
@@ -75,6 +74,8 @@ def _heading_levels(archive: zipfile.ZipFile, path: str) -> dict[str, int]:
             found[key] = 0
         elif outline and outline[0].isdecimal() and int(outline[0]) < 9:
             found[key] = int(outline[0]) + 1
+        elif any(local(node) == "numPr" for node in style.iter()):
+            found[key] = _LIST
         elif based in found:
             found[key] = found[based]
     return found
@@ -119,6 +120,8 @@ def _block(node: etree._Element, levels: dict[str, int], outline: Outline) -> It
             return
         style, numbered, level = _style(node)
         level = levels.get(style) if level is None else level
+        if level == _LIST:
+            numbered, level = True, None
         if level is not None and len(text) <= 300:
             title = one_line(text)
             outline.enter(level, title)

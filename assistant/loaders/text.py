@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from assistant.records import Segment
 
-from .base import MAX_SEGMENT, Outline, Source, Table, clean, row_segments
+from .base import MAX_SEGMENT, Outline, Source, Table, clean, pieces, row_segments
 from .decode import lines
 
 _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*\Z")
@@ -67,9 +67,13 @@ class _Block:
         stripped = text.lstrip("\n\r\f\v ") if kind == "text" and "\n" not in text else text
         lead = text[: len(text) - len(stripped)]
         if stripped:
-            glue = "" if self._first else (self._glue + lead) or " "
-            self._first = False
-            yield Segment(stripped, heading=self.outline.path, line=self._line, kind=kind, glue=glue)  # type: ignore[arg-type]
+            line = self._line
+            for inner, piece in pieces(stripped) if len(stripped) > 2 * MAX_SEGMENT else [("", stripped)]:
+                glue = inner or ("" if self._first else (self._glue + lead) or " ")
+                self._first = False
+                line += inner.count("\n")
+                yield Segment(piece, heading=self.outline.path, line=line, kind=kind, glue=glue)  # type: ignore[arg-type]
+                line += piece.count("\n")
             self._glue = raw[len(text) :][:8]
         else:
             self._glue = (self._glue + raw)[:8]
