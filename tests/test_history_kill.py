@@ -166,8 +166,8 @@ def test_a_full_disk_is_told_and_harms_nothing(small_disk: Path) -> None:
         assert found.keys() == stored.keys()
         assert all(found[turn_id].answer == answer for turn_id, answer in stored.items() if answer)
         assert history.check().ok
-        history.delete("s")
         filler.unlink()
+        history.delete("s")
         turn = history.begin("s", "room again?")
         assert history.finish(turn.id, answer="yes").answer == "yes"
         assert history.check().ok
