@@ -156,7 +156,7 @@ def test_models_are_listed(terminal: Terminal) -> None:
         (("documents", "remove", "absent.txt"), "absent.txt"),
         (("ingest", "no/such/path"), "no/such/path"),
         (("users", "remove", "nobody"), "nobody"),
-        (("memory", "--memory-budget", "-1GiB"), "negative"),
+        (("memory", "--memory-budget=-1GiB"), "negative"),
         (("ask", "x", "--memory-budget", "20MB"), "MiB"),
     ],
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -63,6 +66,21 @@ def test_each_command_of_the_readme_parses(command: str) -> None:
     words = shlex.split(command)
     args = build_parser().parse_args(words[words.index("assistant") + 1 :])
     assert callable(args.run)
+
+
+def test_the_python_example_runs_as_printed(packaged_models: Path, tmp_path: Path) -> None:
+    """In a copy of the repository: the example uses the places that a clone uses."""
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for name in ("assistant", "prompts", "samples"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "models").symlink_to(packaged_models)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[1] Afterwards the notice period is six weeks to the end of a month. (handbook.md" in " ".join(done.stdout.split())
+    assert "tokens;" in done.stdout
 
 
 def test_each_make_target_of_the_readme_exists() -> None:
