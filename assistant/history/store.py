@@ -150,10 +150,15 @@ class History:
         Raises:
             UnknownSessionError: *user* has none of that id.
         """
-        row = self._db.one(f"{_SESSIONS} WHERE user = ? AND id = ?", _key(session_id, user))
-        if row is None:
+        found = self.find_session(session_id, user)
+        if found is None:
             raise _unknown(session_id)
-        return session_from(row)
+        return found
+
+    def find_session(self, session_id: str, user: str = LOCAL_USER) -> Session | None:
+        """Return a session, or None when *user* has none of that id."""
+        row = self._db.one(f"{_SESSIONS} WHERE user = ? AND id = ?", _key(session_id, user))
+        return None if row is None else session_from(row)
 
     def sessions(self, user: str = LOCAL_USER, *, limit: int = 50, offset: int = 0) -> list[Session]:
         """Return the user's sessions, the one used last first."""
@@ -315,33 +320,29 @@ class History:
             turns: Parents before children.
             user: Whose session it will be.
             title: By default made from the first question.
-            head: Key of the last turn of the branch to show; by default the last of *turns*.
+            head: Key of the last turn of the branch to show; by default, or when it did not come, the last of *turns*.
 
         Raises:
             SessionExistsError: The user has a session of that id.
             StorageFullError: There is no room for it.
         """
         key = _key(session_id, user)
-        given = list(turns)
-
-        def work(db: sqlite3.Connection) -> None:
+        with self._db.write() as db:
             if db.execute("SELECT 1 FROM sessions WHERE user = ? AND id = ?", key).fetchone():
                 raise SessionExistsError(f"There is a conversation {key[1][:60]!r} already; delete or keep it.")
             self._ensure_session(db, *key, title)
             ids: dict[str, int] = {}
             depths: dict[str, int] = {}
             last = None
-            for turn in given:
+            for turn in turns:
                 if not ids and not clean_title(title):
                     db.execute(
                         "UPDATE sessions SET title = ? WHERE user = ? AND id = ?", (title_from(turn.question), *key)
                     )
                 parent = None if turn.parent is None else ids[turn.parent]
-                depths[turn.key] = 1 if turn.parent is None else depths[turn.parent] + 1
+                depths[turn.key] = 1 + (0 if turn.parent is None else depths[turn.parent])
                 ids[turn.key] = last = self._insert(db, key, turn, parent, depths[turn.key])
-            self._move_head(db, key, last if head is None else ids[head])
-
-        self._db.transact(work)
+            self._move_head(db, key, ids.get(head or "", last))
         return self.session(session_id, user)
 
     def _insert(self, db: sqlite3.Connection, key: tuple[str, str], turn: NewTurn, parent: int | None,
@@ -404,6 +405,16 @@ class History:
             yield from page
             start = page[-1].parent_id
             limit = _PAGE
+
+    def every_turn(self, session_id: str, user: str = LOCAL_USER) -> Iterator[Turn]:
+        """Yield the turns of all branches, oldest first: parents before children."""
+        key, last = _key(session_id, user), 0
+        self.session(session_id, user)
+        while rows := self._db.all(
+            "SELECT * FROM turns WHERE user = ? AND session_id = ? AND id > ? ORDER BY id LIMIT ?", (*key, last, _PAGE)
+        ):
+            yield from map(turn_from, rows)
+            last = rows[-1]["id"]
 
     def _walk(self, start: int | None, key: tuple[str, str], limit: int) -> list[Turn]:
         if start is None or limit < 1:
