@@ -10,8 +10,10 @@ from lxml import etree
 from assistant.errors import DamagedDocumentError, EmptyDocumentError
 from assistant.records import Segment
 
+from . import drawing
 from .archive import attribute, local, opened, relations, tree
 from .base import Source, Table, one_line, row_segments, squeeze, text_segments
+from .drawing import paragraphs
 
 _FURNITURE = ("sldNum", "hdr", "ftr", "dt")
 _BESIDE = ("notesSlide", "chart", "diagramData", "comments")
@@ -57,7 +59,7 @@ def _slide(archive: zipfile.ZipFile, path: str, number: int) -> Iterator[Segment
     if root is None:
         return
     shapes = list(_shapes(root))
-    title = next((one_line(_paragraphs(shape)) for shape in shapes if _is_title(shape)), "")
+    title = next((one_line(paragraphs(shape)) for shape in shapes if _is_title(shape)), "")
     heading = (title[:200],) if title else ()
     if title:
         yield Segment(title, page=number, heading=heading, kind="heading")
@@ -67,12 +69,15 @@ def _slide(archive: zipfile.ZipFile, path: str, number: int) -> Iterator[Segment
         if local(shape) == "tbl":
             yield from _table(shape, number, heading)
             continue
-        text = squeeze(_paragraphs(shape))
+        text = squeeze(paragraphs(shape))
         if text:
             yield from text_segments(text, page=number, heading=heading)
     for kind, target in relations(archive, path).values():
         if kind in _BESIDE:
             beside = tree(archive, target)
+            if kind == "chart" and beside is not None:
+                yield from drawing.chart(beside, page=number, heading=heading)
+                continue
             text = squeeze(_beside(beside, kind)) if beside is not None else ""
             if text and text != str(number):
                 yield from text_segments(text, page=number, heading=heading)
@@ -94,37 +99,17 @@ def _is_title(shape: etree._Element) -> bool:
     return any(local(node) == "ph" and node.get("type") in ("title", "ctrTitle") for node in shape.iter())
 
 
-def _paragraphs(root: etree._Element) -> str:
-    """Return the paragraphs below *root*, one a line."""
-    lines = []
-    for node in root.iter():
-        if local(node) != "p":
-            continue
-        parts = []
-        for run in node.iter():
-            name = local(run)
-            if name == "t":
-                parts.append(run.text or "")
-            elif name in ("br", "tab"):
-                parts.append("\n" if name == "br" else " ")
-        lines.append("".join(parts))
-    return "\n".join(lines)
-
-
 def _beside(root: etree._Element, kind: str) -> str:
-    """Return what notes, charts, diagrams and comments say."""
+    """Return what notes, diagrams and comments say."""
     if kind == "comments":
         return "\n".join(node.text or "" for node in root.iter() if local(node) == "text")
-    if kind == "chart":
-        values = (node.text or "" for node in root.iter() if local(node) == "v")
-        return "\n".join([_paragraphs(root), " | ".join(value.strip() for value in values if value.strip())])
     if kind == "notesSlide":
         bodies = [
             shape for shape in _shapes(root)
             if not any(local(node) == "ph" and node.get("type") in _FURNITURE for node in shape.iter())
         ]  # fmt: skip
-        return "\n".join(_paragraphs(shape) for shape in bodies)
-    return _paragraphs(root)
+        return "\n".join(paragraphs(shape) for shape in bodies)
+    return paragraphs(root)
 
 
 def _table(node: etree._Element, number: int, heading: tuple[str, ...]) -> Iterator[Segment]:
@@ -132,7 +117,7 @@ def _table(node: etree._Element, number: int, heading: tuple[str, ...]) -> Itera
     first = any(local(child) == "tblPr" and attribute(child, "firstRow") in ("1", "true") for child in node)
     rows = [child for child in node if local(child) == "tr"]
     for index, row in enumerate(rows):
-        cells = [one_line(_paragraphs(cell)) for cell in row if local(cell) == "tc"]
+        cells = [one_line(paragraphs(cell)) for cell in row if local(cell) == "tc"]
         header = first and index == 0 and len(rows) > 1
         for segment in row_segments(table.add(cells, header=header), begun=begun, page=number, heading=heading):
             begun = True

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from assistant.errors import DamagedDocumentError, EmptyDocumentError, EncryptedDocumentError
 from assistant.records import Segment
 
-from .archive import opened
-from .base import Source, Table, one_line, row_segments
+from . import drawing
+from .archive import local, opened, tree
+from .base import Source, Table, one_line, row_segments, squeeze, text_segments
 
+_BESIDE = re.compile(r"xl/(charts/chart|drawings/drawing|comments|diagrams/data)/?\w*\d*\.xml\Z")
 _MAX_EMPTY = 100_000  # rows: below so many empty ones nothing more is looked for
 
 
@@ -25,8 +29,8 @@ def load_xlsx(source: Source) -> Iterator[Segment]:
     """
     import openpyxl
 
-    with opened(source):
-        pass  # its sizes are checked
+    with opened(source) as archive:  # its sizes are checked here
+        drawn = list(_drawn(archive))
     warnings.simplefilter("ignore")  # about styles and extensions that don't matter here
     try:
         book = openpyxl.load_workbook(source.path, read_only=True, data_only=True, keep_links=False)
@@ -47,7 +51,8 @@ def load_xlsx(source: Source) -> Iterator[Segment]:
         return
     finally:
         book.close()
-    if not seen:
+    yield from drawn
+    if not seen and not drawn:
         raise EmptyDocumentError(source.name, "no cell holds text")
 
 
@@ -83,6 +88,24 @@ def load_other(source: Source) -> Iterator[Segment]:
         raise DamagedDocumentError(source.name, "none of its sheets can be read", "open and save it anew")
     if not seen:
         raise EmptyDocumentError(source.name, "no cell holds text")
+
+
+def _drawn(archive: zipfile.ZipFile) -> Iterator[Segment]:
+    """Give what stands beside the cells: charts, text boxes and comments."""
+    for name in sorted(archive.namelist()):
+        kind = _BESIDE.match(name)
+        root = tree(archive, name) if kind else None
+        if root is None or kind is None:
+            continue
+        if kind[1] == "charts/chart":
+            yield from drawing.chart(root)
+        elif kind[1] == "comments":
+            texts = ("".join(part.text or "" for part in node.iter() if local(part) == "t")
+                     for node in root.iter() if local(node) == "comment")  # fmt: skip
+            for text in texts:
+                yield from text_segments(squeeze(text))
+        else:
+            yield from text_segments(squeeze(drawing.paragraphs(root)))
 
 
 def _sheet(rows: Iterable[Iterable[Any]], number: int, name: str, first: int = 0) -> Iterator[Segment]:

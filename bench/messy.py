@@ -1,0 +1,131 @@
+"""Real, messy documents: how each file ends, and how much of its text is found.
+
+Every file below ``messy/`` goes through the parser child as an ingest would send it. The text of the files that come with
+a reference Markdown (docling's, where both halves of a pair are there) is compared with it word by word.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from html import unescape
+from pathlib import Path
+
+from assistant.chunking import extracted
+from assistant.errors import DocumentError
+from assistant.loaders import Parser
+
+from .report import Report, arguments, require_data
+
+_WORD = re.compile(r"\w+")
+_TARGETS = ("txt", "wiki", "tei")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = arguments(__doc__)
+    parser.add_argument("--worst", type=int, default=0, metavar="N", help="name the N files with the lowest recall")
+    parser.add_argument("--refused", action="store_true", help="list the files refused, with their reasons")
+    options = parser.parse_args(argv)
+    require_data(options.data, "messy")
+    root = options.data / "messy"
+    report = Report("messy", options.json)
+    outcomes(root, report, list_refused=options.refused)
+    recall(root, report, options.worst)
+    report.close()
+    return 0
+
+
+def outcomes(root: Path, report: Report, *, list_refused: bool) -> None:
+    """Send every file through the parser: it must give text, or one reason; whatever else happens counts against us."""
+    counts: Counter[str] = Counter()
+    slowest, characters, bytes_read = 0.0, 0, 0
+    began = time.perf_counter()
+    with Parser(timeout_s=60) as parser:
+        for path in sorted(root.rglob("*")):
+            if not path.is_file():
+                continue
+            started = time.perf_counter()
+            bytes_read += path.stat().st_size
+            try:
+                length = sum(len(segment.text) for segment in parser.load(path, name=str(path.relative_to(root))))
+                outcome = "indexed" if length else "neither"
+                characters += length
+            except DocumentError as error:
+                outcome = "refused" if error.reason and "Traceback" not in str(error) else "neither"
+                counts[type(error).__name__] += 1
+                if list_refused:
+                    sys.stdout.write(f"{path.relative_to(root)}: {type(error).__name__}: {error.reason}\n")
+            except Exception as error:  # noqa: BLE001 - counted: this is what must not happen
+                outcome = "crashed"
+                sys.stdout.write(f"{path.relative_to(root)}: {type(error).__name__}: {error}\n")
+            counts[outcome] += 1
+            seconds = time.perf_counter() - started
+            slowest = max(slowest, seconds)
+            counts["over 60 s"] += seconds > 60
+    total = time.perf_counter() - began
+    for name in ("indexed", "refused", "neither", "crashed", "over 60 s"):
+        report.add("outcomes", "thimble", name, counts[name], "files")
+    report.add("outcomes", "thimble", "slowest", slowest, "s")
+    report.add("outcomes", "thimble", "all", total, "s")
+    for name in sorted(counts):
+        if name.endswith("Error"):
+            report.add("refused", "thimble", name, counts[name], "files")
+
+
+def recall(root: Path, report: Report, worst: int) -> None:
+    """Compare with the reference Markdown: share of its words (with their number) that our text has."""
+    scores: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
+    with Parser(timeout_s=60) as parser:
+        for source, reference in sorted(pairs(root)):
+            try:
+                ours = words("".join(extracted(parser.load(source))))
+            except DocumentError:
+                ours = Counter()
+            theirs = words(plain(reference.read_text(encoding="utf-8")))
+            if theirs:
+                found = sum((ours & theirs).values()) / theirs.total()
+                scores[source.suffix[1:].lower()].append((found, theirs.total(), str(source.relative_to(root))))
+    for kind, found in sorted(scores.items()):
+        total = sum(count for _, count, _ in found)
+        report.add("recall of words", kind, "over all words", sum(score * count for score, count, _ in found) / total)
+        report.add("recall of words", kind, "mean of files", sum(score for score, _, _ in found) / len(found))
+        report.add("recall of words", kind, "lowest", min(score for score, _, _ in found))
+        report.add("recall of words", kind, "files", len(found))
+    for score, count, name in sorted(item for found in scores.values() for item in found)[:worst]:
+        sys.stdout.write(f"{score:.3f} of {count} words: {name}\n")
+
+
+def pairs(root: Path) -> set[tuple[Path, Path]]:
+    """Return the sources with their reference, where both are there."""
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in root.rglob("*"):
+        if path.is_file() and "groundtruth" not in path.parts:
+            by_name[path.name].append(path)
+    found = set()
+    for reference in root.rglob("groundtruth/*.md"):
+        kind = reference.parent.parent
+        for name in (reference.stem, f"{reference.stem}.{kind.name}", *(f"{reference.stem}.{end}" for end in _TARGETS)):
+            for source in by_name.get(name, []):
+                if kind in source.parents and source.is_file():
+                    found.add((source, reference))
+    return found
+
+
+def plain(markdown: str) -> str:
+    """Return a reference without what is markup: placeholders of images, escapes, targets of links, entities."""
+    text = re.sub(r"<!--.*?-->", " ", markdown, flags=re.DOTALL)
+    text = re.sub(r"(!?\[[^\]]*\])\([^)]*\)", r"\1", text)
+    text = unescape(re.sub(r"\\([_*#\[\]()`~|<>-])", r"\1", text))
+    return re.sub(r"</?[a-z]+[^>]*>", " ", text)
+
+
+def words(text: str) -> Counter[str]:
+    """Count the words of a text, without case."""
+    return Counter(_WORD.findall(text.replace("_", " ").lower()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
