@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from starlette.responses import Response, StreamingResponse
 
 from assistant.errors import SettingsError
 
+from . import exports
 from .site import Site, User
 from .views import Json, hit_view, turn_view
 
@@ -67,6 +69,13 @@ def router(site: Site) -> APIRouter:
             run.stop.set()
         site.assistant.history.delete(session_id, user)
         return {}
+
+    @routes.get("/{session_id}/export")
+    def exported(session_id: str, user: User, format: Literal["md", "jsonl"] = "md") -> Response:
+        history = site.assistant.history
+        pieces = exports.export(history, session_id, user, format)
+        named = exports.file_name(history.session(session_id, user).title, format)
+        return StreamingResponse(pieces, media_type=exports.KINDS[format], headers={"content-disposition": named})
 
     return routes
 

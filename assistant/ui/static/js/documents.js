@@ -6,6 +6,7 @@ import { bytes, day, number, percent, seconds, t } from "./words.js";
 
 const AT_ONCE = 2; // uploads sent side by side
 const ACTIVE = ["waiting", "reading"];
+const QUIET = ["added", "updated", "unchanged"];
 
 export class Documents {
   // hooks: { changed(documents), sessionId(): id, preview(document), readOnly }
@@ -112,12 +113,24 @@ export class Documents {
         await new Promise((resolve) => setTimeout(resolve, 400));
       }
       await this.load();
+      this.tell();
     } catch (error) {
       if (error instanceof TypeError) this.hooks.lost();
       else problem(error);
     } finally {
       this.watching = false;
     }
+  }
+
+  // What went well is in the list by now: it is said once, and only what did not stays in view.
+  tell() {
+    const good = this.uploads.filter((one) => QUIET.includes(one.state));
+    const fresh = good.filter((one) => one.state !== "unchanged");
+    if (fresh.length) toast(fresh.length === 1 ? t("documents.one.added", { name: fresh[0].name }) : t("documents.many.added", { count: number(fresh.length) }));
+    else if (good.length) toast(t("documents.none.added"));
+    for (const one of good) send("DELETE", `uploads/${one.id}`).catch(() => {});
+    this.uploads = this.uploads.filter((one) => !QUIET.includes(one.state));
+    this.drawIncoming();
   }
 
   drawIncoming() {

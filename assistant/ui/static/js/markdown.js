@@ -8,11 +8,16 @@ import { t } from "./words.js";
 const OPEN = "\uE000", SHUT = "\uE001"; // around a sentence that the quotes don't support; see mark()
 const INLINE = /(`+)([^]*?[^`])\1(?!`)|!\[([^\]]*)\]\(([^)\s]*)[^)]*\)|\[([^\]]+)\]\(([^)\s]+)[^)]*\)|\[(\d{1,2}(?:\s*,\s*\d{1,2})*)\]|\*\*(?=\S)([^]*?\S)\*\*|__(?=\S)([^]*?\S)__|(?<![\w*])\*(?=[^\s*])([^*]*[^\s*])\*(?![\w*])|(?<!\w)_(?=[^\s_])([^_]*[^\s_])_(?!\w)|~~(?=\S)([^]*?\S)~~|\\([\\`*_{}[\]()#+\-.!|>~])/;
 
-// Puts invisible signs around unsupported sentences, so that they survive the rendering; offsets count code points.
+// Puts invisible signs around unsupported sentences, so that they survive the rendering, and the numbers of their
+// quotes behind supported ones; offsets count code points.
 export function mark(text, marks) {
   const chars = Array.from(text.replace(/[\uE000\uE001]/g, "\uFFFD"));
   for (const one of [...marks].sort((a, b) => b.start - a.start)) {
-    if (one.supported || one.end > chars.length) continue;
+    if (one.end > chars.length) continue;
+    if (one.supported) { // say which quotes, where the model did not
+      if (!/\[\d/.test(chars.slice(one.start, one.end).join(""))) chars.splice(one.end, 0, ...one.quotes.slice(0, 2).map((number) => `\u2009[${number}]`));
+      continue;
+    }
     chars.splice(one.end, 0, SHUT);
     chars.splice(one.start, 0, OPEN);
   }

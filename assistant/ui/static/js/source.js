@@ -36,7 +36,7 @@ export class Source {
   async preview(document) {
     this.mark(null, null);
     const found = await get("passage", { document_id: document.id, start: 0, end: 0, around: 4000 });
-    this.draw(document.name, t("source.preview"), [found.text], null);
+    this.draw(document.name, t("source.preview"), [unwrapped(found.text)], null);
   }
 
   draw(title, where, content, steps, image) {
@@ -61,8 +61,13 @@ export class Source {
 
 // Offsets count code points, as Python's strings do.
 function around(found) {
-  const chars = Array.from(found.text), from = found.quote_start, to = found.quote_end;
+  const chars = Array.from(unwrapped(found.text)), from = found.quote_start, to = found.quote_end;
   return [chars.slice(0, from).join(""), h("mark", { text: chars.slice(from, to).join("") }), chars.slice(to).join("")];
+}
+
+// Lines that were only broken to fit a width flow again; a space for a line break, so that offsets stay.
+function unwrapped(text) {
+  return text.replace(/([^\n]{45,}[^\n])\n(?=[\p{L}\p{N}“"(])(?!\d+[.)]\s)/gu, "$1 ");
 }
 
 function marked(context, text) {
