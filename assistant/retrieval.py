@@ -31,6 +31,11 @@ DEPTH = 60
 """Results taken from each arm."""
 
 _QUESTION, _BEFORE, _RECENT, _FIRST = 1.0, 0.4, 0.3, 0.4
+_ALONE = 0.5
+_AGREE_DEPTH = 5
+"""How much earlier turns lose where the question stands alone. It does where its two arms agree: meaning and words
+find the same chunks for a whole question, and for "And for managers?" they seldom do. A change of subject is a question
+that stands alone. ``_ALONE`` is the share that full agreement in the first ``_AGREE_DEPTH`` takes."""
 _RECENT_TURNS = 3
 _LONGEST_QUERY = 1_000  # characters of earlier turns in one query
 _MOST_TERMS = 24  # of one lexical query
@@ -119,6 +124,7 @@ class Retrieval:
             dense = self._index.dense_many(vectors, depth, scope, document_ids)
         finally:
             lexical = words.result()
+        queries = _weighed(queries, dense, lexical)
         ranking = _fuse(queries, dense, lexical)
         return SearchResult(self._hits(ranking, top_k), queries, self._terms(queries))
 
@@ -199,6 +205,15 @@ def _fuse(queries: Sequence[SearchedQuery], dense: _Arm, lexical: _Arm) -> list[
                 parts[name][f"{arm}, {query.origin}"] = value
     order = sorted(scores, key=lambda name: (-scores[name], name))
     return [_Ranked(name, scores[name], parts[name]) for name in order]
+
+
+def _weighed(queries: Sequence[SearchedQuery], dense: _Arm, lexical: _Arm) -> tuple[SearchedQuery, ...]:
+    """Take weight from the queries with earlier turns as far as the question stands alone."""
+    if len(queries) == 1:
+        return tuple(queries)
+    one, other = ({name for name, _ in arm[0][:_AGREE_DEPTH]} for arm in (dense, lexical))
+    factor = 1 - _ALONE * len(one & other) / _AGREE_DEPTH
+    return (queries[0], *(replace(query, weight=query.weight * factor) for query in queries[1:]))
 
 
 def _joined(earlier: Sequence[str], question: str) -> str:

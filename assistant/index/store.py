@@ -309,6 +309,15 @@ class Index:
                     self._close_vectors()
         raise AssertionError("unreachable")
 
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Return the stored vectors of chunks, shape (len(ids), dimension).
+
+        Raises:
+            IndexStoreError: One of them has none.
+        """
+        with mapped(self.folder), self._lock:
+            return self._following().vectors_of(ids)
+
     def lexical(self, match: str, k: int, scope: Scope, document_ids: Sequence[str] | None = None
                 ) -> list[tuple[str, float]]:  # fmt: skip
         """Return the ids of the *k* best chunks for an FTS5 expression, with their BM25 (higher is better)."""

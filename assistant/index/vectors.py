@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from assistant.errors import IndexStoreError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -60,6 +62,18 @@ class VectorStore:
             [(name, 1.0 - float(distance)) for name, distance in zip(names, distances, strict=True)]
             for names, distances in zip(found["ids"], found["distances"] or [], strict=True)
         ]
+
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Return the vectors of *ids*, in that order."""
+        import numpy as np
+
+        found: dict[str, Any] = {}
+        for start in range(0, len(ids), _BATCH):
+            rows: Any = self._rows.get(ids=list(ids[start : start + _BATCH]), include=["embeddings"])
+            found.update(zip(rows["ids"], rows["embeddings"], strict=True))
+        if missing := [name for name in ids if name not in found]:
+            raise IndexStoreError(f"{len(missing)} chunks have no vector; repair the index.")
+        return np.array([found[name] for name in ids], np.float32)
 
     def ids(self) -> Iterator[list[str]]:
         """Yield all ids, a page at a time."""
