@@ -9,11 +9,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from .errors import ImportFormatError
 from .history import NewTurn
 
+_LATEST = 1e11  # seconds since the epoch; what is later is no time
 _ROLES = {
     "human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
     "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
@@ -185,7 +187,7 @@ def _part(part: Any) -> str:
 
 
 def _seconds(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
+    return float(value) if isinstance(value, (int, float, Decimal)) and 0 <= value < _LATEST else 0.0
 
 
 def _session_id(kind: str, given: Any, turns: Sequence[NewTurn]) -> str:

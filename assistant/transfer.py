@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -211,7 +212,7 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
                 return
             plain.seek(0)
             yield plain, path.stat().st_size
-    except (OSError, zipfile.BadZipFile) as exc:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as exc:
         raise ImportFormatError(f"{path.name} can't be read: {getattr(exc, 'strerror', None) or exc}.") from exc
 
 
@@ -229,7 +230,7 @@ def _import_array(history: History, file: IO[bytes], user: str, report: ImportRe
     """Take the items of one JSON array, an item in RAM at a time."""
     number = 0
     try:
-        for number, item in enumerate(ijson.items(file, prefix, use_float=True), 1):
+        for number, item in enumerate(ijson.items(file, prefix), 1):
             _take(history, item, f"conversation {number}", user, report)
             told()
     except ijson.IncompleteJSONError:
