@@ -18,6 +18,12 @@ from torch.nn import functional as F
 
 from assistant.errors import ModelBrokenError
 
+_GRAIN = 16
+"""Sequences are padded to a multiple of this."""
+
+_BLOCK_ROWS = 256
+"""Rows of a matrix product: these, and for the rest the halves of it down to the grain."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
@@ -68,36 +74,54 @@ class BertForward:
             Unit vectors, (len(ids), hidden), float32.
         """
         lengths = [len(item) for item in ids]
-        longest = max(lengths)
-        padded = torch.tensor([[*item, *[0] * (longest - len(item))] for item in ids])
+        tokens = -(-max(lengths) // _GRAIN) * _GRAIN
+        padded = torch.tensor([[*item, *[0] * (tokens - len(item))] for item in ids])
         mask = None
-        if min(lengths) < longest:
-            mask = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]  # (batch, tokens)
-        hidden = F.embedding(padded, self._words) + self._places[:longest]
-        hidden = self._normed(hidden, self._norm)
-        attend = None if mask is None else mask[:, None, None, :]
+        if min(lengths) < tokens:
+            mask = torch.arange(tokens)[None, :] < torch.tensor(lengths)[:, None]  # (batch, tokens)
+        hidden = F.embedding(padded, self._words) + self._places[torch.arange(tokens).clamp(max=self._last_place)]
+        hidden = self._normed(hidden, self._norm).view(-1, hidden.shape[-1])  # (batch * tokens, hidden)
         for layer in self._layers:
-            hidden = self._encode(hidden, layer, attend)
-        return F.normalize(self._pooled(hidden, mask, lengths), dim=-1)
+            hidden = self._encode(hidden, layer, mask, tokens)
+        return F.normalize(self._pooled(hidden.view(len(ids), tokens, -1), mask, lengths), dim=-1)
 
-    def _encode(self, hidden: Tensor, layer: _Layer, attend: Tensor | None) -> Tensor:
-        """Run one layer: attention, then the two-layer network, each added to its input and normalised."""
-        batch, tokens, width = hidden.shape
-        shape = (batch, tokens, self._heads, width // self._heads)
-        query, key, value = (
-            F.linear(hidden, *part).view(shape).transpose(1, 2) for part in (layer.query, layer.key, layer.value)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attend)
-        mixed = F.linear(mixed.transpose(1, 2).reshape(batch, tokens, width), *layer.mix)
-        hidden = self._normed(hidden + mixed, layer.mix_norm)
-        return self._normed(hidden + F.linear(F.gelu(F.linear(hidden, *layer.up)), *layer.down), layer.norm)
+    def _encode(self, hidden: Tensor, layer: _Layer, mask: Tensor | None, tokens: int) -> Tensor:
+        """Run one layer: attention, then the two-layer network, each added to its input and normalised.
+
+        All but attention goes row by row, so it is done in blocks of rows of a few fixed sizes: oneDNN keeps half a
+        megabyte for every size of matrix it has met, and batches come in hundreds of sizes.
+        """
+        rows, width = hidden.shape
+        blocks = _blocks(rows)
+        mixed = self._attention(hidden, layer, mask, tokens, blocks)
+        result = torch.empty_like(hidden)
+        for block in blocks:
+            part = self._normed(hidden[block] + F.linear(mixed[block], *layer.mix), layer.mix_norm)
+            wide = F.gelu(F.linear(part, *layer.up))
+            result[block] = self._normed(part + F.linear(wide, *layer.down), layer.norm)
+        return result
+
+    def _attention(self, hidden: Tensor, layer: _Layer, mask: Tensor | None, tokens: int,
+                   blocks: list[slice]) -> Tensor:  # fmt: skip
+        rows, width = hidden.shape
+        batch = rows // tokens
+        projected = []
+        for weight in (layer.query, layer.key, layer.value):
+            part = torch.empty_like(hidden)
+            for block in blocks:
+                part[block] = F.linear(hidden[block], *weight)
+            projected.append(part.view(batch, tokens, self._heads, width // self._heads).transpose(1, 2))
+        attend = None if mask is None else mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(*projected, attn_mask=attend)
+        return mixed.transpose(1, 2).reshape(rows, width)
 
     def _pooled(self, hidden: Tensor, mask: Tensor | None, lengths: list[int]) -> Tensor:
+        """Bring token vectors, (batch, tokens, hidden), to one each, float32."""
         if self._pooling == "cls":
             return hidden[:, 0].float()
         if mask is None:
             return hidden.mean(dim=1, dtype=torch.float32)
-        summed = torch.bmm(mask[:, None, :].to(hidden.dtype), hidden)[:, 0].float()
+        summed = (hidden * mask[:, :, None]).sum(dim=1, dtype=torch.float32)
         return summed / torch.tensor(lengths, dtype=torch.float32)[:, None]
 
     def _normed(self, hidden: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
@@ -116,6 +140,7 @@ class BertForward:
 
         self._words = get("embeddings.word_embeddings.weight")
         self._places = get("embeddings.position_embeddings.weight") + get("embeddings.token_type_embeddings.weight")[0]
+        self._last_place = self._places.shape[0] - 1
         self._norm = pair("embeddings.LayerNorm")
         self._layers = [
             _Layer(
@@ -130,3 +155,14 @@ class BertForward:
             )
             for n in range(int(config["num_hidden_layers"]))
         ]
+
+
+def _blocks(rows: int) -> list[slice]:
+    """Cut rows, a multiple of the grain, into blocks whose sizes are the block size or its halves."""
+    blocks, at, size = [], 0, _BLOCK_ROWS
+    while at < rows:
+        while size > rows - at:
+            size //= 2
+        blocks.append(slice(at, at + size))
+        at += size
+    return blocks
