@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-from driving import ROOT, App, Starter, ask, visit
-from playwright.sync_api import Page, expect
+from driving import ROOT, App, Starter, add_samples, ask, running, visit
+from playwright.sync_api import Locator, Page, expect
 
 pytestmark = pytest.mark.browser
 
@@ -56,34 +56,59 @@ def test_a_new_user_finds_the_way(page: Page, start_app: Starter, tmp_path: Path
     assert "410 euros a day" in Path(download.value.path()).read_text()
 
 
-def test_stop_keeps_what_there_is(page: Page, app: App) -> None:
-    visit(page, app)
-    page.fill("#question", "What does the handbook say about holidays, sick leave, notice, expenses and training?")
+LONG = "Write a long story about a kettle, with many chapters."
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory: pytest.TempPathFactory, packaged_models: Path) -> Iterator[App]:
+    """A chat whose model writes much, whatever the documents say: time enough to interrupt it."""
+    with running(tmp_path_factory.mktemp("wordy"), packaged_models) as start:
+        app = start(THIMBLE_ANSWER_THRESHOLD="0", THIMBLE_MAX_NEW_TOKENS="1500")
+        add_samples(app)
+        yield app
+
+
+def begin_long_answer(page: Page) -> Locator:
+    page.fill("#question", LONG)
     page.press("#question", "Enter")
     turn = page.locator(".turn").last
-    expect(turn.locator(".quote").first).to_be_visible()
+    expect(turn.locator(".answer")).to_contain_text("kettle")
+    return turn
+
+
+def test_stop_keeps_what_there_is(page: Page, wordy: App) -> None:
+    visit(page, wordy)
+    turn = begin_long_answer(page)
     page.locator("#stop").click()
     expect(turn.locator(".state")).to_contain_text("Stopped here")
     expect(turn.locator(".quote").first).to_be_visible()
     page.reload()
+    turn = page.locator(".turn").last
+    expect(turn.locator(".state")).to_contain_text("Stopped here")
+    expect(turn.locator(".answer")).to_contain_text("kettle")
+
+
+def test_reloading_stops_nothing(page: Page, wordy: App) -> None:
+    visit(page, wordy)
+    begin_long_answer(page)
+    page.reload()
+    expect(page.locator(".turn.live .answer")).to_contain_text("kettle")
+    page.locator("#stop").click()
     expect(page.locator(".turn").last.locator(".state")).to_contain_text("Stopped here")
 
 
-def test_a_killed_server_loses_no_question(page: Page, start_app: Starter) -> None:
-    app = start_app()
-    httpx.post(f"{app.url}/api/samples").raise_for_status()
-    visit(page, app)
-    expect(page.get_by_role("button", name="Preview handbook.md")).to_be_visible()
-    page.fill("#question", "What does the handbook say about holidays, sick leave and expenses?")
-    page.press("#question", "Enter")
-    expect(page.locator(".turn .quote").first).to_be_visible()
-    app.stop(signal.SIGKILL)
+def test_a_killed_server_loses_no_question(page: Page, wordy: App) -> None:
+    visit(page, wordy)
+    begin_long_answer(page)
+    page.wait_for_timeout(1500)  # the answer is on the disk within a second
+    wordy.stop(signal.SIGKILL)
     expect(page.locator("#connection")).to_be_visible()
-    app.start()
+    wordy.start()
     expect(page.locator("#connection")).to_be_hidden()
     turn = page.locator(".turn").last
-    expect(turn.locator(".bubble")).to_contain_text("holidays, sick leave and expenses")
+    expect(turn.locator(".bubble")).to_have_text(LONG)
     expect(turn.locator(".state")).to_contain_text("Interrupted here")
+    expect(turn.locator(".answer")).to_contain_text("kettle")
 
 
 def test_sessions_are_made_renamed_and_deleted(page: Page, app: App) -> None:
