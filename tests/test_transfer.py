@@ -216,7 +216,10 @@ def test_the_archive_can_be_imported(tmp_path: Path) -> None:
     assert not back & left
 
 
-KEYS = ["mapping", "conversations", "messages", "from", "value", "role", "content", "parts", "message", "author", "children", "parent", "id", "title", "current_node", "a"]  # fmt: skip
+KEYS = [
+    *("mapping", "conversations", "messages", "from", "value", "role", "content", "parts", "message", "author"),
+    *("children", "parent", "id", "title", "current_node", "a"),
+]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4)
