@@ -1,17 +1,19 @@
 """Real, messy documents: how each file ends, and how much of its text is found.
 
-Every file below ``messy/`` goes through the parser child as an ingest would send it. The text of the files that come with
-a reference Markdown (docling's, where both halves of a pair are there) is compared with it word by word.
+Every file below ``messy/`` goes through the parser child as an ingest would send it. The text of the files that come
+with a reference (docling's Markdown, or its JSON where that alone is there) is compared with it word by word.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
 from collections import Counter, defaultdict
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 from assistant.chunking import extracted
 from assistant.errors import DocumentError
@@ -84,17 +86,17 @@ def recall(root: Path, report: Report, worst: int) -> None:
                 ours = words("".join(extracted(parser.load(source))))
             except DocumentError:
                 ours = Counter()
-            theirs = words(plain(reference.read_text(encoding="utf-8")))
+            theirs = words(reference_text(reference))
             if theirs:
                 found = sum((ours & theirs).values()) / theirs.total()
                 scores[source.suffix[1:].lower()].append((found, theirs.total(), str(source.relative_to(root))))
-    for kind, found in sorted(scores.items()):
-        total = sum(count for _, count, _ in found)
-        report.add("recall of words", kind, "over all words", sum(score * count for score, count, _ in found) / total)
-        report.add("recall of words", kind, "mean of files", sum(score for score, _, _ in found) / len(found))
-        report.add("recall of words", kind, "lowest", min(score for score, _, _ in found))
-        report.add("recall of words", kind, "files", len(found))
-    for score, count, name in sorted(item for found in scores.values() for item in found)[:worst]:
+    for kind, files in sorted(scores.items()):
+        total = sum(count for _, count, _ in files)
+        report.add("recall of words", kind, "over all words", sum(score * count for score, count, _ in files) / total)
+        report.add("recall of words", kind, "mean of files", sum(score for score, _, _ in files) / len(files))
+        report.add("recall of words", kind, "lowest", min(score for score, _, _ in files))
+        report.add("recall of words", kind, "files", len(files))
+    for score, count, name in sorted(item for files in scores.values() for item in files)[:worst]:
         sys.stdout.write(f"{score:.3f} of {count} words: {name}\n")
 
 
@@ -105,13 +107,38 @@ def pairs(root: Path) -> set[tuple[Path, Path]]:
         if path.is_file() and "groundtruth" not in path.parts:
             by_name[path.name].append(path)
     found = set()
-    for reference in root.rglob("groundtruth/*.md"):
+    references = sorted(root.rglob("groundtruth/*.md"))
+    written = {path.with_suffix("") for path in references}
+    references += [path for path in sorted(root.rglob("groundtruth/*.json")) if path.with_suffix("") not in written]
+    for reference in references:
         kind = reference.parent.parent
         for name in (reference.stem, f"{reference.stem}.{kind.name}", *(f"{reference.stem}.{end}" for end in _TARGETS)):
             for source in by_name.get(name, []):
                 if kind in source.parents and source.is_file():
                     found.add((source, reference))
     return found
+
+
+def reference_text(path: Path) -> str:
+    """Return the text of a reference: Markdown as people read it, or the texts and table cells of docling's JSON."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return plain(text)
+    document = json.loads(text)
+    if not isinstance(document, dict) or "texts" not in document:
+        return ""
+    parts = [item.get("text", "") for item in document["texts"] if not _in_table(item, document)]
+    for table in document.get("tables", []):
+        if not table.get("annotations"):
+            parts += [cell.get("text", "") for cell in table["data"]["table_cells"]]
+    return "\n".join(parts)
+
+
+def _in_table(item: dict[str, Any], document: dict[str, Any]) -> bool:
+    """Tell whether a text of docling's JSON is part of a table, whose cells hold it too."""
+    while (place := item.get("parent", {}).get("$ref", "")).startswith("#/groups/"):
+        item = document["groups"][int(place.rpartition("/")[2])]
+    return bool(place.startswith("#/tables/"))
 
 
 def plain(markdown: str) -> str:

@@ -15,6 +15,10 @@ from .base import Outline, Source, one_line, squeeze, text_segments
 
 _HYPHEN = re.compile("(?<=\\w)[\x02\ufffe]\\s*|\u00ad\\s*(?=\\w)")  # how PDFium marks a word broken over two lines
 
+_ARABIC = re.compile("[\u0621-\u064a]")
+_LAM_ALEF = re.compile("[\u0622\u0623\u0625\u0627]\u0644")
+_SCRIPT_CHANGE = re.compile("(?<=[A-Za-z])(?=[\u0621-\u064a])|(?<=[\u0621-\u064a])(?=[A-Za-z])")
+
 
 def load(source: Source) -> Iterator[Segment]:
     """Load a PDF page by page.
@@ -86,7 +90,7 @@ def _page(document: pdfium.PdfDocument, index: int) -> tuple[str, bool]:
     try:
         words = page.get_textpage()
         try:
-            text = words.get_text_range() if words.count_chars() > 0 else ""
+            text = _arabic(words, words.get_text_range()) if words.count_chars() > 0 else ""
         finally:
             words.close()
         notes = _annotations(document, page)
@@ -97,6 +101,21 @@ def _page(document: pdfium.PdfDocument, index: int) -> tuple[str, bool]:
         return squeeze(_HYPHEN.sub("", text)), has_image
     finally:
         page.close()
+
+
+def _arabic(words: pdfium.PdfTextPage, text: str) -> str:
+    """Mend what PDFium does to Arabic: letters of a ligature come in reverse, and spaces before Latin words get lost.
+
+    The letters of one ligature share one box on the page; that tells them from letters that stand in this order.
+    """
+    if not _ARABIC.search(text) or len(text) != words.count_chars():
+        return text
+    letters = list(text)
+    for found in _LAM_ALEF.finditer(text):
+        first = found.start()
+        if words.get_charbox(first) == words.get_charbox(first + 1):
+            letters[first], letters[first + 1] = letters[first + 1], letters[first]
+    return _SCRIPT_CHANGE.sub(" ", "".join(letters))
 
 
 def _annotations(document: pdfium.PdfDocument, page: pdfium.PdfPage) -> list[str]:

@@ -32,8 +32,9 @@ def load(source: Source) -> Iterator[Segment]:
         if slides is None:
             raise DamagedDocumentError(source.name, "it lacks its list of slides", "open and save it anew")
         seen = False
+        authors = _authors(archive)
         for number, path in enumerate(slides, 1):
-            for segment in _slide(archive, path, number):
+            for segment in _slide(archive, path, number, authors):
                 seen = True
                 yield segment
     if not seen:
@@ -54,7 +55,7 @@ def _slides(archive: zipfile.ZipFile, main: str) -> list[str] | None:
     return found
 
 
-def _slide(archive: zipfile.ZipFile, path: str, number: int) -> Iterator[Segment]:
+def _slide(archive: zipfile.ZipFile, path: str, number: int, authors: dict[str, str]) -> Iterator[Segment]:
     root = tree(archive, path)
     if root is None:
         return
@@ -78,7 +79,7 @@ def _slide(archive: zipfile.ZipFile, path: str, number: int) -> Iterator[Segment
             if kind == "chart" and beside is not None:
                 yield from drawing.chart(beside, page=number, heading=heading)
                 continue
-            text = squeeze(_beside(beside, kind)) if beside is not None else ""
+            text = squeeze(_beside(beside, kind, authors)) if beside is not None else ""
             if text and text != str(number):
                 yield from text_segments(text, page=number, heading=heading)
 
@@ -99,10 +100,29 @@ def _is_title(shape: etree._Element) -> bool:
     return any(local(node) == "ph" and node.get("type") in ("title", "ctrTitle") for node in shape.iter())
 
 
-def _beside(root: etree._Element, kind: str) -> str:
+def _authors(archive: zipfile.ZipFile) -> dict[str, str]:
+    """Return who commented: id to name."""
+    found = {}
+    for name in ("ppt/commentAuthors.xml", "ppt/authors.xml"):
+        root = tree(archive, name)
+        for node in root if root is not None else ():
+            initials = f" ({node.get('initials')})" if node.get("initials") else ""
+            found[node.get("id", "")] = one_line(f"{node.get('name', '')}{initials}")
+    return found
+
+
+def _comment(node: etree._Element, authors: dict[str, str]) -> str:
+    """Write a comment with its author and time; newer files hold its words as paragraphs."""
+    told = "".join(child.text or "" for child in node.iter() if local(child) == "text") or paragraphs(node)
+    who, when = authors.get(node.get("authorId", ""), ""), node.get("dt") or node.get("created") or ""
+    facts = ", ".join(fact for fact in (who, when) if fact)
+    return f"{facts}: {one_line(told)}" if facts else one_line(told)
+
+
+def _beside(root: etree._Element, kind: str, authors: dict[str, str]) -> str:
     """Return what notes, diagrams and comments say."""
     if kind == "comments":
-        return "\n".join(node.text or "" for node in root.iter() if local(node) == "text")
+        return "\n".join(_comment(node, authors) for node in root.iter() if local(node) == "cm")
     if kind == "notesSlide":
         bodies = [
             shape for shape in _shapes(root)

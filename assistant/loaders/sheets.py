@@ -49,6 +49,8 @@ def load_xlsx(source: Source) -> Iterator[Segment]:
             raise
         yield from load_other(source)
         return
+        for sheet in book.chartsheets:
+            yield Segment(one_line(sheet.title), kind="heading")
     finally:
         book.close()
     yield from drawn
