@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedder", "load_embedder"]
 
-_TOKENS_A_STEP = 4096
+_TOKENS_A_STEP = 1024
 """Padded tokens a batch may have: bounds activations, and how long a generation waits for one batch."""
 
 

@@ -91,8 +91,7 @@ class BertForward:
         All but attention goes row by row, so it is done in blocks of rows of a few fixed sizes: oneDNN keeps half a
         megabyte for every size of matrix it has met, and batches come in hundreds of sizes.
         """
-        rows, width = hidden.shape
-        blocks = _blocks(rows)
+        blocks = _blocks(hidden.shape[0])
         mixed = self._attention(hidden, layer, mask, tokens, blocks)
         result = torch.empty_like(hidden)
         for block in blocks:
