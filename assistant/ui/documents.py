@@ -6,11 +6,13 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from assistant.errors import DocumentTooLargeError
 from assistant.settings import ROOT
 from assistant.units import format_bytes
 
+from . import pdf_page
 from .site import Site, User
 from .views import Json, document_view, passage_view
 
@@ -70,6 +72,14 @@ def router(site: Site) -> APIRouter:
     def passage(user: User, document_id: str, start: int = 0, end: int = 0, around: int = 1200) -> Json:
         start, end = max(0, start), max(0, end)
         return passage_view(site.assistant.passage(document_id, start, end, min(max(0, around), MAX_AROUND), user=user))
+
+    @routes.get("/documents/{document_id}/page/{page}.png")
+    def page_image(document_id: str, page: int, user: User) -> Response:
+        path = Path(site.assistant.passage(document_id, 0, 0, 0, user=user).source)
+        image = pdf_page.draw(path, page) if path.suffix.lower() == ".pdf" and path.is_file() else None
+        if image is None:
+            return Response(status_code=404)
+        return Response(image, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
     return routes
 

@@ -184,7 +184,7 @@ class _Application(gr.Server):
 
     def __init__(self, site: Site) -> None:
         super().__init__(title="Thimble", openapi_url=None, docs_url=None, redoc_url=None)
-        for router in (page.router, chat.router, sessions.router, documents.router):
+        for router in (page.router, chat.router, sessions.router, sessions.transfer_router, documents.router):
             self.include_router(router(site))
         chat.add_endpoint(self, site)
         self.add_exception_handler(AssistantError, _told)

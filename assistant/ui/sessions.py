@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from assistant.errors import SettingsError
+from assistant.errors import AccessError, SettingsError, StorageFullError
+from assistant.transfer import export_jsonl, export_markdown, import_file
 
-from . import exports
 from .site import Site, User
 from .views import Json, hit_view, turn_view
 
 PAGE = 20  # turns sent when a chat is opened; older ones on request
 LISTED = 60
 MAX_TITLE = 200
+MAX_IMPORT = 2_000_000_000  # bytes
 
 
 class Title(BaseModel):
@@ -72,12 +78,53 @@ def router(site: Site) -> APIRouter:
 
     @routes.get("/{session_id}/export")
     def exported(session_id: str, user: User, format: Literal["md", "jsonl"] = "md") -> Response:
-        history = site.assistant.history
-        pieces = exports.export(history, session_id, user, format)
-        named = exports.file_name(history.session(session_id, user).title, format)
-        return StreamingResponse(pieces, media_type=exports.KINDS[format], headers={"content-disposition": named})
+        title = site.assistant.history.session(session_id, user).title
+        return _export(site, user, session_id, format, title)
 
     return routes
+
+
+def transfer_router(site: Site) -> APIRouter:
+    """Return the routes that take in a file of chats, and give out all of a user's."""
+    routes = APIRouter(prefix="/api")
+
+    @routes.get("/export")
+    def exported(user: User, format: Literal["md", "jsonl"] = "jsonl") -> Response:
+        return _export(site, user, None, format, "Thimble chats")
+
+    @routes.post("/import")
+    async def imported(request: Request, user: User) -> Json:
+        if site.access.mode == "public":
+            raise AccessError("In a public chat nothing can be imported.")
+        folder = site.assistant.settings.store_dir / "uploads"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="import-", suffix=".json") as file:
+            received = 0
+            async for block in request.stream():
+                received += len(block)
+                if received > MAX_IMPORT:
+                    raise StorageFullError("A file of chats may have 2 GB; split it.")
+                file.write(block)
+            file.flush()
+            report = await asyncio.to_thread(import_file, site.assistant.history, Path(file.name), user)
+        said = str(report).replace(Path(file.name).name, "the file")
+        return {"conversations": report.conversations, "turns": report.turns, "report": said}
+
+    return routes
+
+
+def _export(site: Site, user: str, session_id: str | None, format: str, title: str) -> Response:
+    write = export_markdown if format == "md" else export_jsonl
+    kind = "text/markdown; charset=utf-8" if format == "md" else "application/jsonl; charset=utf-8"
+    headers = {"content-disposition": file_name(title, format)}
+    return StreamingResponse(write(site.assistant.history, user, session_id), media_type=kind, headers=headers)
+
+
+def file_name(title: str, suffix: str) -> str:
+    """Return a ``Content-Disposition`` that names a file after a chat (RFC 6266)."""
+    plain = re.sub(r"[^A-Za-z0-9 ._-]+", "", title).strip(" .")[:80] or "chat"
+    full = re.sub(r"[\x00-\x1f\x7f/\\:*?\"<>|]+", " ", title).strip(" .")[:80] or "chat"
+    return f"attachment; filename=\"{plain}.{suffix}\"; filename*=UTF-8''{quote(full)}.{suffix}"
 
 
 def _plain(record: Any) -> Json:

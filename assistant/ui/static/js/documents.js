@@ -136,7 +136,7 @@ export class Documents {
   drawIncoming() {
     const sending = [...this.sending.values()].map((one) => this.row({ name: one.name, meta: t("documents.sending", { percent: percent(one.share) }), share: one.share, cancel: one.cancel }));
     const queued = this.queue.length ? [this.row({ name: `+ ${number(this.queue.length)}`, meta: t("documents.waiting") })] : [];
-    const rows = this.uploads.map((one) => this.row({ ...said(one), name: one.name, share: ACTIVE.includes(one.state) ? one.share : undefined, refused: one.state === "refused", cancel: () => send("DELETE", `uploads/${one.id}`).then(() => this.watch()).catch(problem) }));
+    const rows = this.uploads.filter((one) => !QUIET.includes(one.state)).map((one) => this.row({ ...said(one), name: one.name, share: ACTIVE.includes(one.state) ? one.share : undefined, refused: one.state === "refused", cancel: () => send("DELETE", `uploads/${one.id}`).then(() => this.watch()).catch(problem) }));
     if (!sending.length && !rows.length && !queued.length) return this.incoming.replaceChildren();
     const clear = h("button", { type: "button", text: t("documents.clear"), onclick: () => send("DELETE", "uploads").then(() => this.load()).catch(problem) });
     this.incoming.replaceChildren(h("h2", { class: "panel-title" }, t("documents.uploads"), rows.length ? clear : ""), h("ul", { class: "files" }, ...sending, ...queued, ...rows));

@@ -152,7 +152,10 @@ function foot(start) {
   const who = { local: t("app.local"), public: t("app.visitor"), login: start.user }[start.mode];
   find("#side-foot").replaceChildren(
     h("span", { class: "who", text: who, title: who }),
-    start.mode === "public" ? "" : iconButton("upload", t("sessions.import"), () => importer.click()), importer,
+    start.mode === "public" ? "" : iconButton("swap", t("sessions.transfer"), (event) => menu(event.currentTarget, [
+      { name: "upload", label: t("sessions.import"), act: () => importer.click() },
+      { name: "download", label: t("sessions.export.all"), act: () => download("", "jsonl") },
+    ]), { "aria-haspopup": "menu" }), importer,
     iconButton("keys", t("app.shortcuts"), shortcuts),
     iconButton("world", t("app.language"), languages, { "aria-haspopup": "menu" }),
     iconButton("sun", t("app.theme"), () => {

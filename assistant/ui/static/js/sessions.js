@@ -1,7 +1,7 @@
 // The list of chats on the left.
 import { get, send } from "./api.js";
 import { find, h, iconButton } from "./dom.js";
-import { ask, menu, problem, toast } from "./notify.js";
+import { ask, menu, problem, show, toast } from "./notify.js";
 import { age, t } from "./words.js";
 
 export class Sessions {
@@ -98,7 +98,8 @@ export class Sessions {
     const reply = await fetch("/api/import", { method: "POST", body: file, headers: { "content-type": "application/octet-stream" } });
     const body = await reply.json();
     if (!reply.ok) return toast(body.message, { bad: true });
-    toast(t("sessions.imported", { count: body.sessions }));
+    if (body.report.includes("\n")) show(t("sessions.import"), h("pre", { class: "report", text: body.report }));
+    else toast(t("sessions.imported", { count: body.conversations }));
     await this.load();
   }
 
@@ -113,8 +114,9 @@ export class Sessions {
   }
 }
 
+// Downloads one chat, or all where there is no id.
 export function download(id, format) {
-  const link = h("a", { href: `/api/sessions/${encodeURIComponent(id)}/export?format=${format}`, download: "" });
+  const link = h("a", { href: `/api/${id ? `sessions/${encodeURIComponent(id)}/` : ""}export?format=${format}`, download: "" });
   document.body.append(link);
   link.click();
   link.remove();

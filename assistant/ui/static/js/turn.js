@@ -7,6 +7,12 @@ import { number, seconds, t } from "./words.js";
 
 const SHOWN = 2; // quotes shown before "more"
 
+// Like Quote.place, but of the headings only the last: the card is narrow, and the source opens with one click.
+function where(quote) {
+  const heading = quote.heading ? quote.heading.split(" > ").at(-1) : "";
+  return quote.heading && quote.place.endsWith(quote.heading) ? quote.place.slice(0, -quote.heading.length) + heading : quote.place;
+}
+
 export class TurnView {
   // act: { open(quote, quotes), retry(), edit(turn, question), undo(turn), feedback(turn, value), switchTo(id) }
   constructor(turn, act, { hasModel = true, readOnly = false } = {}) {
@@ -121,7 +127,7 @@ export class TurnView {
   }
 
   quote(quote) {
-    const place = quote.kind === "turn" ? `${t(`chat.said.${quote.said_by || "user"}`)}${quote.name ? ` · ${quote.name}` : ""}` : quote.place;
+    const place = quote.kind === "turn" ? `${t(`chat.said.${quote.said_by || "user"}`)}${quote.name ? ` · ${quote.name}` : ""}` : where(quote);
     return h("button", { type: "button", class: "quote", "data-number": quote.number, onclick: () => this.act.open(quote, this.turn) },
       h("span", { class: "n", text: number(quote.number) }),
       h("span", { class: "said" }, h("span", { text: quote.text.trim() })),
