@@ -99,9 +99,8 @@ def test_newest_turns_first_and_the_rest_is_listed(model: Model, prompts: Prompt
     assert shown == tuple(range(100_001 - len(shown), 100_001))
     assert 5 < len(shown) < 20
     assert 200 < fitted.receipt.window <= 300
-    assert fitted.receipt.left_out_turns == tuple(
-        range(100_000 - len(shown), 100_000 - len(shown) - LISTED_LEFT_OUT, -1)
-    )
+    newest = 100_000 - len(shown)
+    assert fitted.receipt.left_out_turns == tuple(range(newest, newest - LISTED_LEFT_OUT, -1))
     assert fitted.receipt.left_out_count == newest
     assert reads < 50
     assert model.asked < 50
@@ -118,7 +117,8 @@ def test_failed_and_empty_turns_stay_out(model: Model, prompts: Prompts) -> None
 def test_what_is_in_the_window_is_not_recalled_again(model: Model, prompts: Prompts) -> None:
     fitted = fit(
         prompts.system, [turn(7, "My cat is Tom.", "Nice.")],
-        [recalled(1, 7, "My cat is Tom."), recalled(2, 3, "Yes.")], (), "Who is Tom?", context_tokens=2048, reserve_tokens=9, model=model, render=prompts.user_message,
+        [recalled(1, 7, "My cat is Tom."), recalled(2, 3, "Yes.")], (), "Who is Tom?", context_tokens=2048,
+        reserve_tokens=9, model=model, render=prompts.user_message,
     )  # fmt: skip
     assert fitted.receipt.recalled_turns == (3,)
 

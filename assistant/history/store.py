@@ -400,11 +400,11 @@ class History:
         """Yield the branch shown, newest turn first, reading only as far as asked."""
         key = _key(session_id, user)
         start = self.session(session_id, user).head_turn_id
-        limit = 8
+        limit = 5  # most windows end soon, and pages that are read in vain cost more than one query more
         while page := self._walk(start, key, limit):
             yield from page
             start = page[-1].parent_id
-            limit = _PAGE
+            limit = min(_PAGE, limit + len(page) // 2)
 
     def every_turn(self, session_id: str, user: str = LOCAL_USER) -> Iterator[Turn]:
         """Yield the turns of all branches, oldest first: parents before children."""
