@@ -99,7 +99,10 @@ class SentenceTransformersBackend:
     def __init__(self, folder: EmbedderFolder, *, bf16: bool) -> None:
         logger.info("%s is not a plain BERT embedder: loading sentence-transformers for it", folder.path.name)
         from sentence_transformers import SentenceTransformer
+        from tokenizers import Tokenizer
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()  # who loads says so; a second bar on stderr helps nobody
         try:
             self._model: Any = SentenceTransformer(
                 str(folder.path), device="cpu", local_files_only=True, trust_remote_code=False,
@@ -108,11 +111,14 @@ class SentenceTransformersBackend:
         except Exception as exc:  # from four libraries; all mean the same to the user
             raise ModelBrokenError(f"sentence-transformers can't load {folder.path} ({exc}).") from exc
         self.dimension = int(self._model.get_embedding_dimension() or 0)
-        self._tokenizer = self._model.tokenizer
+        # A copy of the tokenizer: encode() sets truncation on the model's own, and then counts would stop there.
+        self._tokenizer = Tokenizer.from_str(self._model.tokenizer.backend_tokenizer.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     def tokens(self, text: str) -> Any:
         """Tokenise without special tokens."""
-        return self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def specials(self) -> int:
         """Count the special tokens that a text gets."""
