@@ -128,7 +128,7 @@ export class TurnView {
 
   quote(quote) {
     const place = quote.kind === "turn" ? `${t(`chat.said.${quote.said_by || "user"}`)}${quote.name ? ` · ${quote.name}` : ""}` : where(quote);
-    return h("button", { type: "button", class: "quote", "data-number": quote.number, onclick: () => this.act.open(quote, this.turn) },
+    return h("button", { type: "button", class: "quote", "data-number": quote.number, title: t("chat.open", { place }), onclick: () => this.act.open(quote, this.turn) },
       h("span", { class: "n", text: number(quote.number) }),
       h("span", { class: "said" }, h("span", { text: quote.text.trim() })),
       h("span", { class: "place", text: place }));
