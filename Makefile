@@ -10,7 +10,7 @@ export GRADIO_ANALYTICS_ENABLED := False
 export ANONYMIZED_TELEMETRY := False
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help chat test setup setup-dev models browser lint format typecheck docs docs-check check clean
+.PHONY: help chat test setup setup-dev models browser lint format typecheck docs docs-check check bench-ingest bench-messy clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -65,6 +65,12 @@ docs-check: setup-dev ## Check that README and .env.example match the code
 	$(BIN)/python -m pytest tests/test_docs.py
 
 check: lint typecheck docs-check ## All checks
+
+bench-ingest: setup-dev ## Measure the ingest beside the plain stack: DATA=folder
+	$(BIN)/python -m bench.ingest --data $(DATA)
+
+bench-messy: setup-dev ## Measure how messy documents end and what of their text is found: DATA=folder
+	$(BIN)/python -m bench.messy --data $(DATA)
 
 clean: ## Remove the environment, the models and caches; documents and conversations stay
 	rm -rf $(VENV) .venv-bench models .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

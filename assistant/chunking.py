@@ -25,6 +25,7 @@ _TINY = 6  # a section below a sixth of the target joins the one after it
 _FULL = 0.7  # of the target: from here on a chunk ends at the first landmark
 _TOKEN_CHARACTERS = 10  # a "token" is counted for every so many characters at least: a tokenizer may take a
 # megabyte of gibberish for one unknown word
+_SLACK = 16  # tokens that joining sentences may add; nearer to the limit a chunk is counted once more
 _LANDMARKS = 5  # one unit in so many
 _WINDOW = 16_000  # characters of a segment that are looked at together
 
@@ -186,7 +187,8 @@ class _Packer:
     def _give(self, units: Sequence[_Unit]) -> Iterator[Chunk]:
         start, end = units[0].start, units[-1].end
         text = self._text[start - self._base : end - self._base]
-        if len(text) < 2 or self._embedder.count(text) <= self._limit:
+        counted = sum(unit.cost for unit in units) + self._special
+        if len(text) < 2 or counted + _SLACK <= self._limit or self._embedder.count(text) <= self._limit:
             yield self._chunk(units, start, end, text)
         elif len(units) > 1:
             # Joined, some tokenizers make a few more tokens of two texts than of each alone.
