@@ -10,7 +10,7 @@ export GRADIO_ANALYTICS_ENABLED := False
 export ANONYMIZED_TELEMETRY := False
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help chat test setup setup-dev models browser lint format typecheck docs docs-check check bench-ingest bench-messy clean
+.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-ingest bench-messy clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -45,6 +45,16 @@ browser: ## Install Debian's Chromium for the browser tests, where that is possi
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
 	  || echo "Chromium can't be installed here; browser tests will be skipped (they fail under CI=true)."
+
+test-browser: setup-dev models browser build/npm/node_modules/axe-core ## All browser tests (ARGS="-k login")
+	$(BIN)/python -m pytest -m "browser or browser_full" tests/browser $(ARGS)
+
+screenshots: setup-dev models browser ## Take the README's screenshots from the running chat
+	$(BIN)/python tests/browser/screenshots.py docs/screenshots
+
+build/npm/node_modules/axe-core:
+	@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix build/npm axe-core@4.14.1 \
+	  || echo "axe-core needs npm; the accessibility tests will be skipped (they fail under CI=true)."
 
 lint: setup-dev ## Check style
 	$(BIN)/ruff check .
