@@ -102,7 +102,8 @@ class SentenceTransformersBackend:
         from tokenizers import Tokenizer
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()  # who loads says so; a second bar on stderr helps nobody
+        quiet: Any = transformers_logging
+        quiet.disable_progress_bar()  # who loads says so; a second bar on stderr helps nobody
         try:
             self._model: Any = SentenceTransformer(
                 str(folder.path), device="cpu", local_files_only=True, trust_remote_code=False,

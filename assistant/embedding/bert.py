@@ -104,14 +104,17 @@ class BertForward:
                    blocks: list[slice]) -> Tensor:  # fmt: skip
         rows, width = hidden.shape
         batch = rows // tokens
-        projected = []
-        for weight in (layer.query, layer.key, layer.value):
+
+        def project(weight: tuple[Tensor, Tensor]) -> Tensor:
             part = torch.empty_like(hidden)
             for block in blocks:
                 part[block] = F.linear(hidden[block], *weight)
-            projected.append(part.view(batch, tokens, self._heads, width // self._heads).transpose(1, 2))
+            return part.view(batch, tokens, self._heads, width // self._heads).transpose(1, 2)
+
         attend = None if mask is None else mask[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(*projected, attn_mask=attend)
+        mixed = F.scaled_dot_product_attention(
+            project(layer.query), project(layer.key), project(layer.value), attn_mask=attend
+        )
         return mixed.transpose(1, 2).reshape(rows, width)
 
     def _pooled(self, hidden: Tensor, mask: Tensor | None, lengths: list[int]) -> Tensor:
