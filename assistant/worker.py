@@ -36,6 +36,9 @@ class TorchWorker:
     """
 
     def __init__(self, threads: int = 0) -> None:
+        # Before torch, whose OpenMP reads it once: a thread that waits for the other must soon sleep, not spin. With
+        # three busy processes beside it on two cores a decoding step took 277 ms spinning and 14 to 27 ms like this.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         self.threads = threads or usable_cores()
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -119,9 +122,6 @@ class TorchWorker:
             self._inbox.put(job)
 
     def _loop(self) -> None:
-        # Before torch, whose OpenMP reads it once: a thread that waits for the other must sleep, not spin. With three
-        # busy processes beside it on two cores a decoding step took 277 ms spinning and 14 ms sleeping.
-        os.environ.setdefault("GOMP_SPINCOUNT", "0")
         try:
             import torch
         except BaseException as exc:  # noqa: BLE001  handed to whoever waits; nobody may wait for ever

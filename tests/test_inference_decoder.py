@@ -103,7 +103,7 @@ def test_steps_continue_what_was_read(family: str, tmp_path: Path) -> None:
     last(decoder, tokens[50:60], cache)  # a second reading follows the first
     at = 60
     while at < len(tokens):
-        width = min(1 + at % 4, decoder.room_in_block(cache), len(tokens) - at)
+        width = min(1 + at % 4, decoder.step_room(cache), len(tokens) - at)
         rows = decoder.step(tokens[at : at + width], cache).float()
         torch.testing.assert_close(rows, expected[at : at + width], atol=2e-4, rtol=1e-4)
         at += width

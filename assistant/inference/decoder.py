@@ -13,22 +13,27 @@ unused ones masked, so that the shape of its sums depends on the position alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from .architecture import Architecture, rope_tables
 from .weights import TensorFolder
 
-BLOCK = 64
-"""Slots of the cache are used in blocks of this many."""
+BLOCK = 256
+"""Slots of the cache are used in blocks of this many. Smaller ones would save some attention over masked slots, but
+oneDNN keeps half a megabyte of code for every shape it meets: few shapes, little memory."""
 
 READ_CHUNK = 256
 """Tokens of a prompt read at a time: as fast as all at once from 256 on, and the activations stay small."""
-WIDEST_STEP = 8
-"""Most tokens of a step: int8 and int4 products cost 1.2 times a single token's with 4 and 1.8 times with 8."""
+READ_UNIT = 32
+"""A chunk is filled up to a multiple of this, again for few shapes; a read should begin at one."""
+STEP_WIDTHS = (1, 4, 8)
+"""Tokens of a step, the unused ones filled up: with 4 it takes 1.2 times as long as with one, with 8 1.8 times."""
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -48,8 +53,8 @@ class Cache:
     def __init__(self, arch: Architecture, tokens: int, dtype: torch.dtype, device: str = "cpu") -> None:
         self.slots = -(-tokens // BLOCK) * BLOCK
         self.length = 0
-        self.keys = torch.zeros(arch.layers, arch.kv_heads, arch.head_dim, self.slots, dtype=dtype, device=device)
-        self.values = torch.zeros(arch.layers, arch.kv_heads, self.slots, arch.head_dim, dtype=dtype, device=device)
+        self.keys = _zeros((arch.layers, arch.kv_heads, arch.head_dim, self.slots), dtype, device)
+        self.values = _zeros((arch.layers, arch.kv_heads, self.slots, arch.head_dim), dtype, device)
 
     @property
     def nbytes(self) -> int:
@@ -61,6 +66,14 @@ class Cache:
         self.keys[..., :length] = other.keys[..., :length]
         self.values[:, :, :length] = other.values[:, :, :length]
         self.length = length
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Make zeros that take no RAM until they are written: numpy asks for them by calloc, torch fills them."""
+    if device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    flat = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8))
+    return flat.view(dtype).view(shape)
 
 
 @dataclass(slots=True)
@@ -109,7 +122,9 @@ class Decoder:
         self._kept: dict[str, torch.Tensor] = {}
         self._keep = quantized is None
         self._act = _ACTIVATIONS[arch.activation]
-        self._cos, self._sin = (table.to(device) for table in rope_tables(arch, context_tokens, dtype))
+        self._cos, self._sin = (
+            table.to(device) for table in rope_tables(arch, -(-context_tokens // BLOCK) * BLOCK, dtype)
+        )
         self._scale = arch.head_dim**-0.5
         # The mask of a block: token i of it sees slots 0 to i; repeated for each query head of a group.
         block = torch.full((BLOCK, BLOCK), float("-inf"), dtype=dtype, device=device).triu(1)
@@ -122,7 +137,7 @@ class Decoder:
             self._embedding = self._weight("model.embed_tokens.weight")
         self._layers = [self._layer(index, quantized) for index in range(arch.layers)]
         self.head: Linear = quantized["head"] if quantized else self._plain((self._head_name,))
-        self.max_step = WIDEST_STEP if self._rows_agree(WIDEST_STEP) else 1
+        self.max_step = STEP_WIDTHS[-1] if all(map(self._rows_agree, STEP_WIDTHS[1:])) else 1
 
     def new_cache(self, tokens: int) -> Cache:
         """Make room for a conversation of *tokens*."""
@@ -134,28 +149,43 @@ class Decoder:
         Gives:
             Last of all the logits of the last token, of shape [vocab].
         """
-        hidden = None
-        for start in range(0, len(tokens), chunk):
-            part = tokens[start : start + chunk]
-            hidden = self._embed(part)
-            mask = self._read_mask(cache.length, len(part))
+        hidden, rows = None, 0
+        for at in range(0, len(tokens), chunk):
+            part = list(tokens[at : at + chunk])
+            rows = len(part)
+            # What is filled up follows the last token: it changes nothing before it and is written over later.
+            filled = min(-(-rows // READ_UNIT) * READ_UNIT, cache.slots - cache.length)
+            hidden = self._embed(part + [0] * (filled - rows))
+            mask = self._read_mask(cache.length, filled)
             for index in range(self.arch.layers):
                 hidden = self._read_layer(index, hidden, cache, mask)
                 if self._lean:
                     self._tensors.drop(self._names(index))
                 yield None
-            cache.length += len(part)
+            cache.length += rows
         assert hidden is not None, "nothing to read"
         if self._lean:
             self._tensors.drop(("model.embed_tokens.weight",))
-        yield self.head(self._normed(hidden[-1:], self._final_norm))[0]
+        yield self.head(self._normed(hidden[rows - 1 : rows], self._final_norm))[0]
 
     def step(self, tokens: Sequence[int], cache: Cache) -> torch.Tensor:
-        """Run 1 to ``max_step`` tokens that stay within one block of slots.
+        """Run 1 to ``max_step`` tokens, no more than ``step_room`` says.
 
         Returns:
             Logits of shape [len(tokens), vocab].
         """
+        count = len(tokens)
+        rows = next(width for width in STEP_WIDTHS if width >= count)
+        logits = self._run([*tokens, *[0] * (rows - count)], cache)
+        cache.length += count
+        return logits[:count]
+
+    def step_room(self, cache: Cache) -> int:
+        """Tokens that the next step may run: a whole width of them has to stay within the block."""
+        left = BLOCK - cache.length % BLOCK
+        return max(width for width in STEP_WIDTHS if width <= min(left, self.max_step))
+
+    def _run(self, tokens: list[int], cache: Cache) -> torch.Tensor:
         arch, rows, start = self.arch, len(tokens), cache.length
         heads, kv, groups, dim = arch.heads, arch.kv_heads, arch.groups, arch.head_dim
         used = -(-(start + rows) // BLOCK) * BLOCK
@@ -184,27 +214,22 @@ class Decoder:
             hidden = hidden.add_(layer.out(mixed))
             gate, up = layer.gate_up(self._normed(hidden, layer.post_norm)).chunk(2, -1)
             hidden = hidden.add_(layer.down(self._act(gate).mul_(up)))
-        cache.length += rows
         return self.head(self._normed(hidden, self._final_norm))
-
-    def room_in_block(self, cache: Cache) -> int:
-        """Tokens that the next step may run: those left in the current block, at least 1."""
-        return BLOCK - cache.length % BLOCK
 
     def _rows_agree(self, width: int) -> bool:
         """Try whether a step of several tokens gives what single steps give, to the last bit, on this machine.
 
         That is what makes speculation invisible in the output. The kernels promise nothing, so they are asked.
         """
-        alone, together = self.new_cache(4 * BLOCK), self.new_cache(4 * BLOCK)
-        source = torch.Generator().manual_seed(0)
+        source = torch.Generator().manual_seed(width)
+        alone, together = self.new_cache(BLOCK), self.new_cache(BLOCK)
         alone.keys.copy_(torch.randn(alone.keys.shape, generator=source))
         alone.values.copy_(torch.randn(alone.values.shape, generator=source))
         tokens = torch.randint(0, self.arch.vocab, (width,), generator=source).tolist()
-        start = alone.slots - width - 3
-        together.take(alone, alone.slots)
-        together.length = alone.length = start
-        rows = self.step(tokens, together)
+        alone.length = BLOCK - width - 3
+        together.take(alone, BLOCK)
+        together.length = alone.length
+        rows = self._run(tokens, together)
         return all(torch.equal(self.step([token], alone)[0], row) for token, row in zip(tokens, rows, strict=True))
 
     def _read_layer(self, index: int, hidden: torch.Tensor, cache: Cache, mask: torch.Tensor | None) -> torch.Tensor:

@@ -18,8 +18,8 @@ from .lookup import PromptLookup
 from .sampling import Picker
 from .types import FinishReason, GenerationStats, Sampling
 
-_FIRST_WIDTH = {True: 4, False: 2}
-"""Tokens of a step, the certain one included, after a draft that was right in part, and after one that was not."""
+_NARROW, _WIDE = 4, 8
+"""Tokens of a step, the certain one included: wide after a draft that was all right."""
 
 
 class Engine(Protocol):
@@ -39,7 +39,7 @@ class Engine(Protocol):
         """Run a few tokens; return a row of logits for each."""
         ...
 
-    def room_in_block(self, cache: Any) -> int:
+    def step_room(self, cache: Any) -> int:
         """Tokens that the next step may run at most."""
         ...
 
@@ -130,7 +130,7 @@ class Decoding:
         picker = Picker(self._sampling, self._prompt, logits.shape[-1])
         limit = self._engine.max_step if self._sampling.speculation else 1
         lookup = PromptLookup(self._prompt) if limit > 1 else None
-        left, width = self._most, min(limit, _FIRST_WIDTH[True])
+        left, width = self._most, min(limit, _NARROW)
         token = picker.pick(logits)
         self._first = time.perf_counter()
         accepted = [token]
@@ -154,10 +154,10 @@ class Decoding:
                 return
             drafted: list[int] = []
             if lookup is not None:
-                drafted = lookup.draft(min(width, left, self._engine.room_in_block(cache)) - 1)
+                drafted = lookup.draft(min(width, left, self._engine.step_room(cache)) - 1)
             accepted = self._verify(picker, accepted[-1], drafted, cache)
-            if drafted:  # trust what comes right: a whole draft doubles the next one, a wrong one starts over
-                width = min(2 * width, limit) if len(accepted) > len(drafted) else _FIRST_WIDTH[len(accepted) > 1]
+            if drafted:  # trust what comes right: the next is longer after a draft that was all right
+                width = min(limit, _WIDE if len(accepted) > len(drafted) else _NARROW)
 
     def _verify(self, picker: Picker, last: int, drafted: list[int], cache: Any) -> list[int]:
         """Run the last token and the draft; keep what the model would have said itself, and one token more."""

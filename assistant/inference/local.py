@@ -15,7 +15,7 @@ from assistant.records import Message
 
 from . import architecture, quantized
 from .chat_text import ChatText
-from .decoder import Decoder
+from .decoder import BLOCK, READ_CHUNK, Decoder
 from .generate import Decoding, Engine
 from .prefix import PrefixCache
 from .types import GenerationStats, Sampling
@@ -120,15 +120,15 @@ class LocalChatModel:
                 sampling,
                 most_tokens=most,
                 stop=stop or threading.Event(),
-                lease=lambda: self._prefix.lease(prompt, len(prompt) + most, session_id, engine.new_cache),
-                give_back=lambda cache, tokens: self._prefix.give_back(cache, tokens, session_id, engine.new_cache),
+                lease=lambda: self._lease(engine, prompt, len(prompt) + most, session_id),
+                give_back=lambda cache, tokens: self._give_back(engine, cache, tokens, session_id),
             )
 
         return LocalGeneration(self._worker, make)
 
     def memory_estimate(self, context_tokens: int) -> dict[str, int]:
         """Say in bytes what a turn of *context_tokens* takes; see ``types.ChatModel.memory_estimate``."""
-        mapped = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
+        mapped = sum(path.stat().st_size for path in self._folder.glob("model*.safetensors") if self._is_mapped(path))
         itemsize = self._compute.itemsize
         if self._arch is None:
             return {
@@ -143,9 +143,9 @@ class LocalChatModel:
         return {
             "weights_mapped": mapped,
             "weights_anonymous": 0,
-            "kv_cache": arch.kv_bytes(context_tokens, itemsize),
-            "prefix_cache": 0,
-            "activations": width * min(context_tokens, 2048) * itemsize,
+            "kv_cache": arch.kv_bytes(-(-context_tokens // BLOCK) * BLOCK, itemsize),
+            "prefix_cache": self.prefix_cache_bytes,
+            "activations": width * min(context_tokens, READ_CHUNK) * itemsize,
         }
 
     def release_caches(self) -> int:
@@ -162,6 +162,20 @@ class LocalChatModel:
             self._closed = True
             self.unload()
 
+    def _lease(self, engine: Engine, prompt: list[int], tokens: int, session_id: str | None) -> tuple[Any, int]:
+        if isinstance(engine, Decoder):
+            return self._prefix.lease(prompt, tokens, session_id, engine.new_cache)
+        return engine.new_cache(tokens), 0
+
+    def _give_back(self, engine: Engine, cache: Any, tokens: list[int], session_id: str | None) -> None:
+        if isinstance(engine, Decoder):
+            self._prefix.give_back(cache, tokens, session_id, engine.new_cache)
+
+    def _is_mapped(self, path: Path) -> bool:
+        """Tell whether a file's pages stay in RAM: the small weights where there are any, reading drops the others."""
+        small = path.name in ("model.int4.safetensors", "model.int8.safetensors")
+        return path.name == f"model.{self.dtype}.safetensors" if self.dtype.startswith("int") else not small
+
     def _drop(self) -> None:
         self._prefix.clear()
         self._engine = None
@@ -169,29 +183,37 @@ class LocalChatModel:
     def _load(self) -> Engine:
         """Map the weights, once; on the worker."""
         if self._engine is None:
-            if self._arch is None:
-                raise ModelBrokenError(f"{self.name}: no path for model type {self._config.get('model_type')!r} yet.")
-            tensors = TensorFolder(self._folder)
-            products = None
-            if self._quantize:
-                products, four_bits = quantized.open_or_make(
-                    self._folder,
-                    quantized.llama_sources(self._arch),
-                    tensors,
-                    four_bits=self._asked_dtype == "auto",
-                    compute=self._compute,
-                )
-                self.dtype = "int4" if four_bits else "int8"
-            self._engine = Decoder(
-                self._arch,
-                tensors,
-                dtype=self._compute,
-                context_tokens=self.context_tokens,
-                quantized=products,
-                device=self._device,
-                lean=True,
-            )
+            self._engine = self._hosted() if self._arch is None else self._ours(self._arch)
         return self._engine
+
+    def _ours(self, arch: architecture.Architecture) -> Engine:
+        tensors = TensorFolder(self._folder)
+        products = None
+        if self._quantize:
+            products, four_bits = quantized.open_or_make(
+                self._folder,
+                quantized.llama_sources(arch),
+                tensors,
+                four_bits=self._asked_dtype == "auto",
+                compute=self._compute,
+            )
+            self.dtype = "int4" if four_bits else "int8"
+        return Decoder(
+            arch,
+            tensors,
+            dtype=self._compute,
+            context_tokens=self.context_tokens,
+            quantized=products,
+            device=self._device,
+            lean=True,
+        )
+
+    def _hosted(self) -> Engine:
+        from .hosted import HostedModel
+
+        if self._quantize:
+            self.dtype = "int8"
+        return HostedModel(self._folder, dtype=self._compute, device=self._device, quantize=self._quantize)
 
 
 class LocalGeneration:

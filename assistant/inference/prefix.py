@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .decoder import Cache
+from .decoder import BLOCK, READ_UNIT, Cache
 
-WORTH = 16
-"""Shortest common prefix that is worth the bookkeeping."""
+WORTH = READ_UNIT
+"""Shortest common prefix that is worth the bookkeeping; reading goes on from a multiple of it."""
 
 
 @dataclass(slots=True)
@@ -51,6 +51,7 @@ class PrefixCache:
         best, common = None, WORTH - 1
         for kept in reversed(self._kept):
             length = min(common_length(kept.tokens, prompt), len(prompt) - 1)
+            length -= length % READ_UNIT
             if length > common:
                 best, common = kept, length
         if best is None:
@@ -73,14 +74,10 @@ class PrefixCache:
             return
         self._forget(session_id)
         if cache.nbytes > self.max_bytes:
-            fits = self.max_bytes // (cache.nbytes // cache.slots)
-            fits -= fits % WORTH
-            if fits < WORTH:
+            length = min(self.max_bytes // (cache.nbytes // cache.slots) // BLOCK * BLOCK, len(tokens))
+            if length < WORTH:
                 return
-            head = new_cache(min(fits, len(tokens)))
-            if head.nbytes > self.max_bytes:  # rounding up to whole blocks
-                return
-            length = min(fits, len(tokens))
+            head = new_cache(length)
             head.take(cache, length)
             cache, tokens = head, tokens[:length]
         while self._kept and self.nbytes + cache.nbytes > self.max_bytes:
