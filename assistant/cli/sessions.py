@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 
+from assistant.errors import HistoryError, UnknownTurnError
 from assistant.history import History
 from assistant.records import Turn
 from assistant.settings import Settings
@@ -124,6 +125,41 @@ def search(settings: Settings, args: argparse.Namespace) -> int:
     return 0 if hits else 1
 
 
+def export(settings: Settings, args: argparse.Namespace) -> int:
+    """Write one session, or all, as JSON Lines or Markdown."""
+    from assistant.transfer import export_jsonl, export_markdown
+
+    with _history(settings) as history:
+        pieces = (export_jsonl if args.format == "jsonl" else export_markdown)(history, args.user, args.session)
+        if args.output is None:
+            for piece in pieces:
+                sys.stdout.write(piece)
+            return 0
+        try:
+            with args.output.open("w", encoding="utf-8") as file:
+                file.writelines(pieces)
+        except OSError as exc:
+            raise HistoryError(f"{args.output} can't be written ({exc.strerror}); name another file.") from exc
+    print(f"wrote {args.output}")
+    return 0
+
+
+def import_(settings: Settings, args: argparse.Namespace) -> int:
+    """Read conversations from a file, with progress, and say what was passed over and why."""
+    from assistant.transfer import ImportProgress, import_file
+
+    def say(progress: ImportProgress) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[K{progress.conversations} conversations", end="", file=sys.stderr, flush=True)
+
+    with _history(settings) as history:
+        report = import_file(history, args.file, args.user, on_progress=say)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    print(report)
+    return 0
+
+
 def check(settings: Settings, args: argparse.Namespace) -> int:
     """Verify the conversation store, and with --repair mend it; what is damaged is set aside, never overwritten."""
     with _history(settings) as history:
@@ -151,8 +187,6 @@ def _marked(text: str, marks: Sequence[tuple[int, int]]) -> str:
 
 
 def _turn_id(text: str) -> int:
-    from assistant.errors import UnknownTurnError
-
     if not text.isdigit():
         raise UnknownTurnError(f"{text!r} is no turn number; `sessions show` prints them.")
     return int(text)
