@@ -245,6 +245,38 @@ def test_word_documents(parser: Parser, tmp_path: Path) -> None:
     assert segments[4].heading == ("Handbook", "Notice", "Managers")
 
 
+def test_word_shows_the_numbers_of_its_lists(parser: Parser, tmp_path: Path) -> None:
+    import docx
+
+    document = docx.Document()
+    for text in ("First", "Second"):
+        document.add_paragraph(text, style="List Number")
+    document.add_paragraph("Between")
+    document.add_paragraph("Third", style="List Number")
+    document.save(tmp_path / "a.docx")
+    assert texts(load(parser, tmp_path / "a.docx")) == ["1. First", "2. Second", "Between", "3. Third"]
+
+
+def test_charts_become_the_tables_they_were_drawn_from(parser: Parser, tmp_path: Path) -> None:
+    import pptx
+    from pptx.chart.data import CategoryChartData
+    from pptx.enum.chart import XL_CHART_TYPE
+    from pptx.util import Cm
+
+    data = CategoryChartData()
+    data.categories = ["2023", "2024"]
+    data.add_series("Kettles", (120, 150))
+    data.add_series("Lids", (80, 95))
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[6])
+    slide.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, Cm(1), Cm(1), Cm(9), Cm(9), data)
+    deck.save(tmp_path / "a.pptx")
+    assert texts(load(parser, tmp_path / "a.pptx")) == [
+        "2023 | Kettles: 120 | Lids: 80",
+        "2024 | Kettles: 150 | Lids: 95",
+    ]
+
+
 def test_slides_are_pages(parser: Parser, tmp_path: Path) -> None:
     import pptx
 

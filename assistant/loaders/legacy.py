@@ -49,8 +49,8 @@ def load(source: Source) -> Iterator[Segment]:
 
 
 def squeeze_blocks(text: str) -> list[str]:
-    """Return the paragraphs of a converter's plain text."""
-    return [block for part in clean(text).split("\n\n") if (block := squeeze(part))]
+    """Return the paragraphs of a converter's plain text, without its placeholders of pictures."""
+    return [block for part in clean(text).replace("[pic]", "").split("\n\n") if (block := squeeze(part))]
 
 
 def _through_office(office: str, kind: str, source: Source) -> Iterator[Segment]:

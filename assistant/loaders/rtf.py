@@ -12,6 +12,10 @@ from .base import Source, Table, row_segments, squeeze, text_segments
 
 _BINARY = re.compile(rb"\{\\\*?\\?(?:pict|objdata|datastore|themedata|colorschememapping)[^{}]*\}")
 
+_STRAY = re.compile(
+    rb"(?<![{\\\s])\\\*(?=\\)"
+)  # a mark that only counts at the start of a group; StarWriter puts it elsewhere
+
 
 def load(source: Source) -> Iterator[Segment]:
     """Load an RTF file, paragraph by paragraph; table rows keep their header.
@@ -27,7 +31,7 @@ def load(source: Source) -> Iterator[Segment]:
         raise DamagedDocumentError(
             source.name, "it is not an RTF file, whatever its name says", "open and save it anew"
         )
-    raw = _BINARY.sub(b"", data).decode("latin-1")
+    raw = _STRAY.sub(b"", _BINARY.sub(b"", data)).decode("latin-1")
     try:
         text: str = rtf_to_text(raw, encoding=_code_page(data), errors="replace")  # type: ignore[no-untyped-call]
     except (ValueError, IndexError, LookupError, KeyError, TypeError) as exc:
