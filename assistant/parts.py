@@ -54,7 +54,7 @@ class Parts:
     """
 
     def __init__(self, settings: Settings) -> None:
-        memory.cap_arenas()
+        memory.set_up_process()
         self.settings = settings
         self.prompts = Prompts.load(settings.prompts_dir)
         self.budget = memory.detect_budget(settings.memory_budget)

@@ -11,6 +11,7 @@ from .measure import (
     release,
     rss,
     set_mmap_threshold,
+    set_up_process,
     settle,
     tree_rss,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "report",
     "rss",
     "set_mmap_threshold",
+    "set_up_process",
     "settle",
     "tree_rss",
 ]

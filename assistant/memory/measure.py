@@ -30,6 +30,10 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _SAMPLE_S = 0.01
 _RESET_SLACK_BYTES = 4 << 20
 
+_MMAP_THRESHOLD_BYTES = 1 << 20
+_ONEDNN_SHAPES = 16
+"""Two prompts' worth of products: the shapes of one are needed again in each layer."""
+
 # glibc, malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -184,6 +188,18 @@ def set_mmap_threshold(threshold_bytes: int) -> bool:
         return False
     took = bool(mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(threshold_bytes)))
     return bool(mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(2 * threshold_bytes))) and took
+
+
+def set_up_process() -> None:
+    """Set what keeps memory from growing for nothing; call it first thing, before torch is imported.
+
+    Measured over 20 turns (docs/memory.md): anonymous RSS ends at 349 MiB with the defaults and at 259 MiB with these.
+    Half of it was oneDNN, which keeps half a megabyte of code for each shape of a matrix product it meets, for up to
+    1,024 shapes, and each prompt has a length of its own; the other half were holes in malloc's heaps.
+    """
+    cap_arenas()
+    set_mmap_threshold(_MMAP_THRESHOLD_BYTES)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_ONEDNN_SHAPES))
 
 
 def settle() -> None:
