@@ -25,6 +25,7 @@ _TINY = 6  # a section below a sixth of the target joins the one after it
 _FULL = 0.7  # of the target: from here on a chunk ends at the first landmark
 _TOKEN_CHARACTERS = 10  # a "token" is counted for every so many characters at least: a tokenizer may take a
 # megabyte of gibberish for one unknown word
+_SEEN_BITS = 1 << 24
 _SLACK = 16  # tokens that joining sentences may add; nearer to the limit a chunk is counted once more
 _LANDMARKS = 5  # one unit in so many
 _WINDOW = 16_000  # characters of a segment that are looked at together
@@ -110,8 +111,8 @@ class _Packer:
         self._pending: list[_Unit] = []
         self._fresh = 0  # units of _pending that no chunk has had yet
         self._position = 0
-        self._seen: set[int] = set()
-        self._repeats: dict[int, int] = {}
+        self._seen = bytearray(_SEEN_BITS // 8)  # a Bloom filter (1970): a set of all texts would grow with the file
+        self._repeats: dict[bytes, int] = {}
 
     def pack(self, segments: Iterable[Segment]) -> Iterator[Chunk]:
         first = True
@@ -213,11 +214,15 @@ class _Packer:
     def _identify(self, text: str) -> str:
         """Hash the text; the second chunk of the same text gets an id of its own."""
         data = text.encode("utf-8", "surrogatepass")
-        short = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+        short = hashlib.blake2b(data, digest_size=12).digest()
+        known = True
+        for at in range(0, 12, 3):
+            byte, bit = divmod(int.from_bytes(short[at : at + 3]) % _SEEN_BITS, 8)
+            known = known and bool(self._seen[byte] >> bit & 1)
+            self._seen[byte] |= 1 << bit
         occurrence = 0
-        if short in self._seen:
+        if known:  # or, rarely, taken to be: then its id differs from what it might be, and is still its own
             occurrence = self._repeats[short] = self._repeats.get(short, 0) + 1
-        self._seen.add(short)
         head = f"{self._document_id}\0{occurrence}\0".encode("utf-8", "surrogatepass")
         return hashlib.blake2b(head + data, digest_size=16).hexdigest()
 
