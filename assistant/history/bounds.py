@@ -19,6 +19,7 @@ from .archive import Archive
 
 _PAGE = 4096
 _BATCH = 16  # turns that leave at once
+_MERGE_PAGES = 64  # of the full-text index, merged after each batch: deleting adds to it until then
 _SLACK = 12  # pages kept free beyond what a write should need: index pages that split
 
 
@@ -68,6 +69,8 @@ class Bounds:
         goal = need + min(self.soft_pages // 50, 256)  # a little more, so that not every write has to
         while self._free(db) < goal:
             if not self._evict(db, keep, key):
+                # What left still has its marks in the full-text index until segments are merged.
+                db.execute("INSERT INTO turns_text(turns_text) VALUES ('optimize')")
                 if self._free(db) >= need:
                     return
                 raise StorageFullError(
@@ -113,6 +116,7 @@ class Bounds:
             if self.archive is not None:
                 self.archive.put(db, [archived(row, session) for row in rows])
             self._remove(db, session, [row["id"] for row in rows], using)
+            db.execute("INSERT INTO turns_text(turns_text, rank) VALUES ('merge', ?)", (_MERGE_PAGES,))
             return True
         return False
 

@@ -1,0 +1,96 @@
+"""History within its share of the disk: who leaves, where to, and that the limit holds on the disk."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from assistant.errors import StorageFullError
+from assistant.history import History
+
+LIMIT = 1_000_000
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def ask(history: History, session_id: str, question: str, answer: str = "yes", **begin: object) -> int:
+    turn = history.begin(session_id, question, **begin)  # type: ignore[arg-type]
+    history.append(turn.id, answer)
+    return history.finish(turn.id, details={"receipt": {"prompt": 512}}).id
+
+
+def test_the_disk_never_holds_more_than_the_limit(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    largest = 0
+    with History.open(tmp_path, max_bytes=LIMIT) as history:
+        for number in range(250):
+            words = " ".join(f"w{rng.randint(0, 5000)}" for _ in range(rng.randint(1, 900)))
+            newest = ask(history, f"s{rng.randint(0, 30)}", f"{number} {words}", words[:3000])
+            largest = max(largest, size(tmp_path))
+        assert largest <= LIMIT
+        assert largest > LIMIT // 2
+        head = history.turns(history.sessions()[0].id)[-1]
+        assert head.id == newest
+        assert history.check().ok
+    assert size(tmp_path) <= LIMIT
+
+
+def test_the_oldest_turns_of_the_least_recently_used_session_leave_first(tmp_path: Path) -> None:
+    with History.open(tmp_path, max_bytes=LIMIT) as history:
+        for number in range(8):
+            ask(history, "old", f"old {number}", "long " * 400)
+        for number in range(8):
+            ask(history, "kept in use", f"used {number}", "long " * 400)
+        while history.session("kept in use").archived_count == 0 and history.find_session("old") is not None:
+            if history.session("old").archived_count:
+                left = [turn.question for turn in history.turns("old")]
+                assert left == [f"old {number}" for number in range(8 - len(left), 8)]
+            ask(history, "kept in use", "more", "long " * 400)
+        assert history.find_session("old") is None
+        assert [note for note in history.notices() if "“old 0”" in note and "archive" in note]
+        assert history.notices() == []
+        assert history.search("local", "old") == []
+        assert history.check().ok
+
+
+def test_a_single_session_loses_its_oldest_turns_and_counts_them(tmp_path: Path) -> None:
+    with History.open(tmp_path, max_bytes=LIMIT, archive=False) as history:
+        ids = [ask(history, "s", f"turn {number}", "long " * 1200) for number in range(120)]
+        session = history.session("s")
+        assert session.archived_count > 0
+        assert session.turn_count + session.archived_count == 120
+        assert session.length == 120
+        assert [turn.id for turn in history.turns("s", limit=1000)] == ids[session.archived_count :]
+        assert not (tmp_path / "archive").exists()
+        assert "deleted" in history.notices()[0]
+        assert history.check().ok
+
+
+def test_a_turn_too_large_for_the_history_is_refused_in_words(tmp_path: Path) -> None:
+    with History.open(tmp_path, max_bytes=LIMIT) as history:
+        before = ask(history, "s", "small")
+        with pytest.raises(StorageFullError, match="history_max_bytes"):
+            history.begin("s", "x" * 600_000)
+        assert [turn.id for turn in history.turns("s")] == [before]
+        ask(history, "s", "and on")
+
+
+def test_each_user_is_told_of_their_own_turns_only(tmp_path: Path) -> None:
+    with History.open(tmp_path, max_bytes=LIMIT) as history:
+        ask(history, "a", "ann's title", "long " * 400, user="ann")
+        while history.find_session("a", "ann") is not None:
+            ask(history, "b", "bob's", "long " * 400, user="bob")
+        assert not [note for note in history.notices("bob") if "ann" in note]
+        assert [note for note in history.notices("ann") if "ann's title" in note]
+
+
+def test_what_is_deleted_is_not_on_the_disk_any_more(tmp_path: Path) -> None:
+    with History.open(tmp_path) as history:
+        ask(history, "s", "the password is xyzzy-plugh-42", "noted: xyzzy-plugh-42 " * 500)
+        ask(history, "t", "something else")
+        history.delete("s")
+    assert all(b"xyzzy-plugh" not in path.read_bytes() for path in tmp_path.iterdir())
