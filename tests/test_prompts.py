@@ -72,4 +72,4 @@ def test_recalled_turns_come_before_the_quotes(folder: Path) -> None:
     prompts = Prompts.load(folder)
     text = prompts.user_message("And?", [_quote(1, "A fact.")], [_quote(2, "My cat is Tom.", "user")])
     assert text.index("User: My cat is Tom.") < text.index("[1] A fact.") < text.index("And?")
-    assert "Quotes" not in prompts.user_message("And?", [], [_quote(2, "My cat is Tom.", "user")])
+    assert "Text:" not in prompts.user_message("And?", [], [_quote(2, "My cat is Tom.", "user")])
