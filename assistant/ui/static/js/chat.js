@@ -223,7 +223,7 @@ export class Chat {
   welcome(documents, { addFiles, addSamples }) {
     const box = find("#empty");
     const readOnly = this.start.read_only;
-    const questions = SAMPLES.filter((one) => documents.some((document) => document.name === one.file));
+    const questions = SAMPLES.filter((one) => documents.some((document) => document.name === one.file && document.status === "ready"));
     const none = documents.length === 0;
     box.replaceChildren(
       h("h2", { text: none && !readOnly ? t("chat.empty.title") : t("chat.welcome") }),
