@@ -10,7 +10,7 @@ export GRADIO_ANALYTICS_ENABLED := False
 export ANONYMIZED_TELEMETRY := False
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-ingest bench-messy clean
+.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-history bench-recall soak-kill bench-ingest bench-messy clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -75,6 +75,15 @@ docs-check: setup-dev ## Check that README and .env.example match the code
 	$(BIN)/python -m pytest tests/test_docs.py
 
 check: lint typecheck docs-check ## All checks
+
+bench-history: setup-dev ## Measure a session of 100,000 turns against one of 10, and imports
+	$(BIN)/python -W ignore -m bench.history $(ARGS)
+
+bench-recall: setup-dev models ## Measure how old turns are found again: DATA=folder
+	$(BIN)/python -m bench.recall --data $(DATA) $(ARGS)
+
+soak-kill: setup-dev ## Kill writers of the history 300 times
+	$(BIN)/python -m pytest -m soak tests/test_history_kill.py $(ARGS)
 
 bench-ingest: setup-dev ## Measure the ingest beside the plain stack: DATA=folder
 	$(BIN)/python -m bench.ingest --data $(DATA)

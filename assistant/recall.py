@@ -33,6 +33,7 @@ _AROUND = {-2: 0.3, -1: 0.8, 0: 1.0, 1: 0.4, 2: 0.2}  # weight of a neighbour's 
 _AROUND_DENSE = {-1: 0.5, 0: 1.0, 1: 0.25}
 _K1, _B = 0.7, 0.5  # BM25: how soon repetition stops to count, how much length does
 _DENSE, _SPEAKER, _QUESTION = 0.6, 0.1, -0.1
+_LONGEST = 2.0  # times the mean length: what is longer counts as that, or a pasted page could never be found
 _COMMON = 0.25  # a word in more than this share of messages says nothing about where to look
 _FEW_MESSAGES = 40  # with fewer, shares say nothing
 MIN_SCORE = 0.55
@@ -40,6 +41,7 @@ MIN_SCORE = 0.55
 that belong to another conversation."""
 
 _BEST = 64  # messages looked at closely
+_LIKELY = 16  # messages whose words fit best; they get a vector at once
 _CATCH_UP = 16  # turns embedded in passing by one search
 _EMBED_CHARS = 1500  # more than any embedder's context here would read
 _QUOTE_CHARS = 400
@@ -128,7 +130,9 @@ class Recall:
         if not open_slots.any():
             return []
         coverage = self._coverage(question, line, user, session_id)
-        cosines = self._cosines(question, line, hidden, user, session_id)
+        likely = np.argsort(-np.where(open_slots, coverage, -1), kind="stable")[:_LIKELY]
+        likely_ids = [int(line.turn_ids[slot // 2]) for slot in likely if coverage[slot] > 0]
+        cosines = self._cosines(question, line, hidden, likely_ids, user, session_id)
         scores = coverage + _DENSE * cosines
         scores[~open_slots] = -np.inf
         best = np.argsort(-scores, kind="stable")[: max(_BEST, 2 * limit)]
@@ -193,9 +197,15 @@ class Recall:
 
     # Meaning
 
-    def _cosines(self, question: str, line: _Line, hidden: set[int], user: str, session_id: str | None) -> Floats:
-        """Return the cosine of the question to each message, smoothed over its neighbours."""
-        self._embed(self._without_vectors(line, hidden, user, session_id)[:_CATCH_UP], user)
+    def _cosines(self, question: str, line: _Line, hidden: set[int], likely: Sequence[int], user: str,
+                 session_id: str | None) -> Floats:  # fmt: skip
+        """Return the cosine of the question to each message, smoothed over its neighbours.
+
+        Turns that have no vector yet get one in passing: those whose words fit, then the newest, up to a limit.
+        """
+        todo = self._without_vectors(line, hidden, user, session_id)
+        first = set(todo).intersection(likely)
+        self._embed([*first, *(turn_id for turn_id in todo if turn_id not in first)][:_CATCH_UP], user)
         asked = self._embedder.embed([question])[0].astype(np.float32)
         cosines = np.zeros(line.length, np.float32)
         if self._index.made_by() != self._embedder.fingerprint:
@@ -290,7 +300,8 @@ class _Line:
         near = _spread(words, _AROUND)
         mean = float(near[words > 0].mean()) if (words > 0).any() else 1.0
         order = np.argsort(turn_ids, kind="stable")
-        return cls(state, turn_ids, near / np.float32(mean), int((words > 0).sum()), turn_ids[order], order)
+        relative = np.minimum(near / np.float32(mean), _LONGEST)
+        return cls(state, turn_ids, relative, int((words > 0).sum()), turn_ids[order], order)
 
     @property
     def length(self) -> int:
