@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PREFIX_CACHE_BYTES = 48 << 20  # a 2,048-token prompt of the packaged model takes 45 MiB of keys and values
-
 
 class Parts:
     """The parts of one ``Assistant``, each made once, when first asked for.
@@ -241,7 +239,7 @@ def _wanted_models(parts: Parts) -> list[memory.ModelNeeds]:
     resolved, asked = parts.resolved_model, parts.settings.dtype
     if resolved.kind != "folder" or resolved.path is None:
         return []
-    dtypes = ("int8",) if asked in ("auto", "int8") else (asked, "int8")
+    dtypes = (asked,) if asked in ("auto", "int8") else (asked, "int8")
     return memory.read_needs(resolved.path, resolved.name, dtypes)
 
 
@@ -312,9 +310,9 @@ def _make_chat_model(parts: Parts) -> ChatModel | None:
     return load_chat_model(
         parts.resolved_model,
         parts.worker,
-        dtype=settings.dtype,
-        context_tokens=settings.context_tokens,
-        prefix_cache_bytes=_PREFIX_CACHE_BYTES if settings.prefix_cache else 0,
+        dtype=settings.dtype if settings.dtype == "auto" or plan.model is None else plan.dtype,
+        context_tokens=plan.context_tokens or settings.context_tokens,
+        prefix_cache_bytes=plan.prefix_cache_bytes,
         device=settings.device,
         model_name=settings.model_name,
         api_key=settings.api_key,

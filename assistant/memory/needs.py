@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,16 @@ class Cost:
 
 
 LIBRARIES: Mapping[str, Cost] = {
-    "base": Cost(275 * MIB, 95 * MIB),
-    "browser": Cost(80 * MIB, 14 * MIB),
-    "store": Cost(16 * MIB),
+    "base": Cost(315 * MIB, 126 * MIB),  # interpreter, torch, Chroma, LangChain
+    "browser": Cost(75 * MIB, 11 * MIB),
+    "store": Cost(12 * MIB),
     "search": Cost(12 * MIB),
     "remote": Cost(50 * MIB, 5 * MIB),
 }
-EMBEDDER = Cost(75 * MIB, 45 * MIB)
+EMBEDDER = Cost(56 * MIB, 43 * MIB)
 
-TOKENIZER_BYTES = 12 * MIB
-"""A tokenizer of 49,152 tokens, loaded by the tokenizers library."""
+TOKENIZER_BYTES = 30 * MIB
+"""What a loaded model keeps beside its weights: a tokenizer of 49,152 tokens, norms, oneDNN's code for its products."""
 
 TRANSFORMERS_BYTES = 110 * MIB
 """The transformers library, which runs the architectures that our own decoder does not."""
@@ -55,6 +55,7 @@ class ModelNeeds:
         kv_per_token: Bytes of keys and values a token.
         fixed: Bytes a turn takes whatever its length.
         per_prompt_token: Bytes of activations a token of the prompt, while it is read.
+        one_layer: Bytes of one layer's stored weights: reading maps them a layer at a time.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelNeeds:
     kv_per_token: int
     fixed: int
     per_prompt_token: int
+    one_layer: int = 0
 
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of the KV cache of *tokens*, which comes in blocks of 64."""
@@ -75,8 +77,11 @@ class ModelNeeds:
         return self.fixed + self.per_prompt_token * prompt_tokens
 
 
-def read_needs(folder: Path, name: str, dtypes: tuple[str, ...] = ("int8", "bf16", "fp32")) -> list[ModelNeeds]:
+def read_needs(folder: Path, name: str, dtypes: tuple[str, ...] = ("auto", "bf16", "fp32")) -> list[ModelNeeds]:
     """Read what the model in *folder* takes in each of *dtypes*.
+
+    ``auto`` is int4 where the file of 4-bit weights is there already (it is made only where it loses nothing), else
+    int8. A file of small weights that is there counts at its size.
 
     Raises:
         ModelBrokenError: ``config.json`` is missing or is no causal language model's.
@@ -85,10 +90,21 @@ def read_needs(folder: Path, name: str, dtypes: tuple[str, ...] = ("int8", "bf16
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if "hidden_size" in config and "intermediate_size" in config:
-            return [needs(config, name, dtype) for dtype in dtypes]
+            return [_at_size(folder, needs(config, name, dtype)) for dtype in dtypes]
         return [_needs_by_size(config, folder, name)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelBrokenError(f"{path} can't be read as a chat model's ({type(exc).__name__}: {exc}).") from exc
+
+
+def _at_size(folder: Path, estimate: ModelNeeds) -> ModelNeeds:
+    """Replace the sum over small weights by the size of their file, and name the form that ``auto`` comes to."""
+    dtype = estimate.dtype
+    if dtype == "auto":
+        dtype = "int4" if (folder / "model.int4.safetensors").is_file() else "int8"
+    path = folder / f"model.{dtype}.safetensors"
+    if not path.is_file():
+        return replace(estimate, dtype=dtype)
+    return replace(estimate, dtype=dtype, mapped=path.stat().st_size + estimate.one_layer)
 
 
 def _needs_by_size(config: Mapping[str, Any], folder: Path, name: str) -> ModelNeeds:
@@ -122,7 +138,7 @@ def needs(config: Mapping[str, Any], name: str, dtype: str) -> ModelNeeds:
     weights = layers * layer + embedding * (1 if tied else 2)
     itemsize = 4 if dtype == "fp32" else 2
     mapped, anonymous = weights * stored, 0
-    if dtype == "int8":
+    if dtype in ("int8", "auto"):
         mapped = layers * layer + embedding + stored * layer
     elif itemsize != stored:
         anonymous = weights * itemsize
@@ -134,5 +150,5 @@ def needs(config: Mapping[str, Any], name: str, dtype: str) -> ModelNeeds:
         name=name, dtype=dtype, max_context=context, mapped=mapped,
         anonymous=anonymous + rope_tables + 4 * layers * hidden + TOKENIZER_BYTES,
         kv_per_token=2 * layers * kv_heads * head_dim * itemsize, fixed=TURN_BYTES + 4 * vocab,
-        per_prompt_token=widths * itemsize,
+        per_prompt_token=widths * itemsize, one_layer=stored * layer,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from assistant.memory.needs import EMBEDDER, LIBRARIES, ModelNeeds
 from assistant.units import format_bytes
 
 MIB = 1 << 20
-WORKING_SHARE = 0.35
+WORKING_SHARE = 0.25
 """Of file pages, what a process under pressure from its cgroup keeps using; see docs/memory.md."""
 
 CHUNK_BYTES = 2_700
@@ -33,7 +33,7 @@ CHUNK_BYTES = 2_700
 PARSER_BYTES = 64 * MIB
 """RSS of one parser child reading a plain document; it is given what is left, at least this."""
 
-INGEST_BYTES = 64 * MIB
+INGEST_BYTES = 40 * MIB
 """Growth while documents are embedded: a batch's activations, its texts and vectors, the writers' buffers."""
 
 HEADROOM_BYTES = 24 * MIB
