@@ -205,7 +205,7 @@ def test_a_follow_up_reads_only_what_is_new(folder: Path, worker: TorchWorker) -
     assert 0 < model._prefix.nbytes <= 8 << 20
     again = model.start(ask(QUESTIONS[2], FACTS * 5), sampling, session_id="a")
     "".join(again)
-    assert 0 < again.stats.cached_tokens < again.stats.prompt_tokens / 2
+    assert again.stats.cached_tokens == 256
     model.prefix_cache_bytes = 0
     model.release_caches()
     "".join(model.start(ask(QUESTIONS[0]), sampling, session_id="a"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -257,9 +259,21 @@ def compute_dtype(asked: str, device: str) -> torch.dtype:
     """Choose what to compute in: bfloat16 where the CPU multiplies it, else float32."""
     if asked == "fp32":
         return torch.float32
-    if asked == "bf16" or device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    return torch.bfloat16 if asked == "bf16" or device != "cpu" or has_bfloat16() else torch.float32
+
+
+def has_bfloat16() -> bool:
+    """Tell whether this CPU multiplies bfloat16, and oneDNN may use that.
+
+    oneDNN computes bfloat16 on any AVX-512 CPU, but slower than float32 where there is no instruction for it.
+    ``ONEDNN_MAX_CPU_ISA`` holds oneDNN back, to try other CPUs' paths.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if limit and limit not in ("ALL", "DEFAULT") and "BF16" not in limit and "FP16" not in limit and "AMX" not in limit:
+        return False
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Knows tensors and one file format; nothing of layers but their names.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -25,7 +26,7 @@ from typing import Protocol
 
 import torch
 
-from assistant.errors import ModelBrokenError
+from assistant.errors import ModelBrokenError, StorageFullError
 
 from .architecture import Architecture
 from .weights import TensorFile
@@ -315,9 +316,14 @@ def _write(
             os.fsync(file.fileno())
         Path(partial).chmod(0o644)
         Path(partial).replace(path)
-    except BaseException:
+    except BaseException as exc:
         with suppress(OSError):
             Path(partial).unlink()
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(
+                f"The disk is full: the model's small weights ({path.name}, {at:,} bytes) don't fit beside it. "
+                "Free some space, or set dtype to bf16."
+            ) from exc
         raise
 
 
