@@ -6,14 +6,23 @@ A logistic model over a few features; no second language model. Its weights are 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from .records import Quote, SearchResult
 from .words import stems
 
-NAMES = ("quote", "cosine", "covered", "margin")
-_WEIGHTS = (3.0, 4.0, 4.0, 1.0)
-_BIAS = -6.0
+NAMES = ("quote", "cosine", "covered", "number")
+_WEIGHTS = (7.80, 5.62, 0.62, 0.72)
+_BIAS = -8.55
+_COUNTS = re.compile(
+    r"\b(when|how (?:many|much|long|old|far|often|tall|big|large|high|fast|deep|wide)"
+    r"|(?:what|which) (?:year|date|time|percentage|number|age))\b", re.IGNORECASE
+)  # fmt: skip
+_NUMBER = re.compile(
+    r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand"
+    r"|million|billion|half|once|twice|daily|weekly|monthly|yearly)\b", re.IGNORECASE
+)  # fmt: skip
 
 
 def answerable(question: str, result: SearchResult, quotes: Sequence[Quote]) -> float:
@@ -33,14 +42,18 @@ def answerable(question: str, result: SearchResult, quotes: Sequence[Quote]) -> 
 
 
 def features(question: str, result: SearchResult, quotes: Sequence[Quote]) -> tuple[float, ...]:
-    """Return what the judgement looks at, in the order of ``NAMES``."""
-    terms = result.terms
-    own = {term: terms.get(term, 1.0) for term in stems(question)}
-    total = sum(own.values()) or 1.0
-    shown = frozenset(stem for quote in quotes[:2] for stem in stems(f"{quote.text} {quote.heading}"))
-    covered = sum(weight for term, weight in own.items() if term in shown) / total
-    cosine = max((value for hit in result.hits for name, value in hit.parts.items() if name.startswith("cosine")),
-                 default=0.0)  # fmt: skip
-    scores = [hit.score for hit in result.hits]
-    margin = scores[0] - scores[min(4, len(scores) - 1)] if scores else 0.0
-    return quotes[0].score, cosine, covered, margin
+    """Return what the judgement looks at, in the order of ``NAMES``, each from 0 to 1.
+
+    They are: the best quote's score; the highest cosine between a chunk and one of the queries; the share of the
+    question's words, by rarity, in the chunk around the best quote; and, where a number or date is asked for, whether
+    one of the first two quotes has any.
+    """
+    own = {stem: result.terms.get(stem, 1.0) for stem in stems(question)}
+    total = sum(own.values())
+    around = frozenset(stems(f"{quotes[0].context} {quotes[0].heading}"))
+    covered = sum(weight for stem, weight in own.items() if stem in around) / total if total else 0.0
+    cosine = max(
+        (value for hit in result.hits for part, value in hit.parts.items() if part.startswith("cosine")), default=0.0
+    )
+    number = not _COUNTS.search(question) or any(_NUMBER.search(quote.text) for quote in quotes[:2])
+    return quotes[0].score, cosine, covered, float(number)
