@@ -237,7 +237,7 @@ def safe_parts(name: str) -> list[str]:
     parts = []
     for raw in re.split(r"[/\\]+", name)[-6:]:
         kept = "".join(char for char in unicodedata.normalize("NFC", raw) if unicodedata.category(char)[0] != "C")
-        part = re.sub(r'[:*?"<>|]', "_", kept).strip(" .")
+        part = kept.strip(" .")
         if part:
             stem, dot, suffix = part.rpartition(".")
             part = f"{_cut(stem, 150)}.{suffix[:12]}" if dot else _cut(part, 160)
