@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from driving import ROOT, App, Starter, ask, visit
 from playwright.sync_api import Browser, Page, expect
@@ -231,3 +232,19 @@ def test_the_page_works_with_nothing_but_this_machine(page: Page, start_app: Sta
     page.get_by_role("button", name="Try the samples").click()
     page.get_by_role("button", name="How long is the notice period?").click()
     expect(page.locator(".quote").first).to_contain_text("six weeks")
+
+
+def test_ten_tabs_cost_the_server_next_to_nothing(page: Page, app: App) -> None:
+    visit(page, app)
+    ask(page, "How long is the trial period?")
+    assert app.process is not None
+    process = psutil.Process(app.process.pid)
+    before = process.memory_info().rss
+    tabs = [page.context.new_page() for _ in range(10)]
+    for tab in tabs:
+        visit(tab, app, page.url.removeprefix(app.url))
+        expect(tab.locator(".turn")).to_have_count(1)
+    assert process.memory_info().rss - before < 50_000_000
+    for tab in tabs:
+        tab.close()
+    assert process.memory_info().rss - before < 50_000_000
