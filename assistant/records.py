@@ -211,11 +211,17 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class SearchedQuery:
-    """One query that a search ran: what it said, and what it weighed in the fusion."""
+    """One query that a search ran: what it said, and what it weighed in the fusion.
+
+    Attributes:
+        origin: Whose words it has, for people: ``question``, ``with the turn before`` …
+        arm: What searched for it: ``meaning`` (vectors), ``words`` (BM25) or ``both``.
+    """
 
     text: str
     weight: float
     origin: str = "question"
+    arm: Literal["both", "meaning", "words"] = "both"
 
 
 @dataclass(frozen=True, slots=True)

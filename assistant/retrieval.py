@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -30,15 +30,21 @@ to a depth of 1,000; with a few arms and a handful of results wanted, the first 
 DEPTH = 60
 """Results taken from each arm."""
 
-_QUESTION, _BEFORE, _RECENT, _FIRST = 1.0, 0.4, 0.3, 0.4
+_QUESTION, _BEFORE, _FIRST = 1.0, 0.5, 0.6
 _ALONE = 0.5
 _AGREE_DEPTH = 5
 """How much earlier turns lose where the question stands alone. It does where its two arms agree: meaning and words
 find the same chunks for a whole question, and for "And for managers?" they seldom do. A change of subject is a question
 that stands alone. ``_ALONE`` is the share that full agreement in the first ``_AGREE_DEPTH`` takes."""
 _RECENT_TURNS = 3
+_EARLIER = 0.4  # what a word that only earlier turns had weighs in a quote
+_REMEMBERED = 20_000  # words whose frequency is kept
 _LONGEST_QUERY = 1_000  # characters of earlier turns in one query
-_MOST_TERMS = 24  # of one lexical query
+_MOST_TERMS = 24  # words of one query that are looked at, the last ones
+_RAREST = 6
+"""Words of a query that are searched, the rarest: the time BM25 takes goes with how often its words occur, and frequent
+ones hardly move the ranking."""
+
 _LONGEST_HIT = 3_000  # characters of merged neighbours
 _DUPLICATE = 0.9  # share of words in common (Jaccard) from which two chunks say the same
 
@@ -51,25 +57,31 @@ def plan(question: str, turns: Sequence[Turn] = ()) -> tuple[SearchedQuery, ...]
         turns: The turns before it, oldest first.
 
     Returns:
-        Queries with their weights: the question itself, and the question after the turn before it, the last three
-        and the first one. Queries that say the same are one, with the weights added.
+        Queries with their weights, the question itself first. With turns before it: the question after the turn before
+        and after the first one, searched by meaning; and the rarest words of all of these, searched as words, once.
+        Queries that say the same are one, with the weights added.
     """
     asked = [turn.question for turn in turns]
-    queries = [SearchedQuery(question, _QUESTION, "question")]
-    if asked:
-        queries.append(SearchedQuery(_joined(asked[-1:], question), _BEFORE, "with the turn before"))
-        queries.append(SearchedQuery(_joined(asked[-_RECENT_TURNS:], question), _RECENT, "with the last turns"))
-        queries.append(SearchedQuery(_joined(asked[:1], question), _FIRST, "with the first turn"))
-    merged: dict[str, SearchedQuery] = {}
-    for query in queries:
-        known = merged.get(query.text)
-        merged[query.text] = replace(known, weight=known.weight + query.weight) if known else query
-    return tuple(merged.values())
+    queries = [SearchedQuery(question, _QUESTION)]
+    if not asked:
+        return tuple(queries)
+    before, first = _joined(asked[-1:], question), _joined(asked[:1], question)
+    if before == first:
+        queries.append(SearchedQuery(before, _BEFORE + _FIRST, "with the turn before", "meaning"))
+    else:
+        queries.append(SearchedQuery(before, _BEFORE, "with the turn before", "meaning"))
+        queries.append(SearchedQuery(first, _FIRST, "with the first turn", "meaning"))
+    every = _joined([*asked[:1], *asked[-_RECENT_TURNS:]], question)
+    queries.append(SearchedQuery(every, _BEFORE + _FIRST, "with the turns before", "words"))
+    return tuple(queries)
 
 
-def match_expression(text: str) -> str:
-    """Write an FTS5 expression that finds any of the content words of *text*."""
-    return " OR ".join(f'"{word}"' for word in content_words(text)[-_MOST_TERMS:])
+def match_expression(text: str, frequency: Callable[[str], int] | None = None) -> str:
+    """Write an FTS5 expression that finds any of the content words of *text*; with *frequency*, of the rarest."""
+    words = content_words(text)[-_MOST_TERMS:]
+    if frequency is not None:
+        words = sorted(words, key=frequency)[:_RAREST]
+    return " OR ".join(f'"{word}"' for word in words)
 
 
 class Retrieval:
@@ -118,15 +130,26 @@ class Retrieval:
         queries = plan(question, turns)
         depth = max(DEPTH, 2 * top_k)
         # Words are searched while the queries are embedded: SQLite and torch both let go of the interpreter's lock.
-        words = self._beside.submit(self._lexical, queries, depth, scope, document_ids)
+        by_words = [query for query in queries if query.arm != "meaning"]
+        by_meaning = [query for query in queries if query.arm != "words"]
+        words = self._beside.submit(self._words, by_words, depth, scope, document_ids)
         try:
-            vectors = self._embedder.embed([query.text for query in queries])
+            vectors = self._embedder.embed([query.text for query in by_meaning])
             dense = self._index.dense_many(vectors, depth, scope, document_ids)
         finally:
-            lexical = words.result()
-        queries = _weighed(queries, dense, lexical)
-        ranking = _fuse(queries, dense, lexical)
-        return SearchResult(self._hits(ranking, top_k), queries, self._terms(queries))
+            lexical, terms = words.result()
+        factor = _leaning(dense[0], lexical[0])
+        queries = (queries[0], *(replace(query, weight=query.weight * factor) for query in queries[1:]))
+        found = dict(zip([("BM25", query.origin) for query in by_words], lexical, strict=True))
+        found.update(zip([("cosine", query.origin) for query in by_meaning], dense, strict=True))
+        weights = {query.origin: query.weight for query in queries}
+        return SearchResult(self._hits(_fuse(found, weights), top_k), queries, terms)
+
+    def _words(self, queries: Sequence[SearchedQuery], depth: int, scope: Scope, document_ids: Sequence[str] | None
+               ) -> tuple[list[_Found], dict[str, float]]:  # fmt: skip
+        terms = self._terms(queries)
+        expressions = [match_expression(query.text, self._frequencies.__getitem__) for query in queries]
+        return [self._index.lexical(match, depth, scope, document_ids) for match in expressions], terms
 
     def _terms(self, queries: Sequence[SearchedQuery]) -> dict[str, float]:
         """Weigh the words of the queries: rare ones more, those that only earlier turns had less.
@@ -134,24 +157,18 @@ class Retrieval:
         The weight is BM25's inverse document frequency, ln(1 + (N - n + 0.5) / (n + 0.5)) (Robertson & Zaragoza 2009).
         """
         generation = self._index.generation
-        if generation != self._counted:
+        if generation != self._counted or len(self._frequencies) > _REMEMBERED:
             self._frequencies.clear()
             self._counted, self._total = generation, self._index.chunk_count()
         weights: dict[str, float] = {}
         for query in queries:
             for word in content_words(query.text)[-_MOST_TERMS:]:
-                name = stem(word)
-                if name in weights:
-                    continue
                 if word not in self._frequencies:
                     self._frequencies[word] = self._index.frequency(word)
                 count = min(self._frequencies[word], self._total)
-                weights[name] = query.weight * math.log(1 + (self._total - count + 0.5) / (count + 0.5))
+                idf = math.log(1 + (self._total - count + 0.5) / (count + 0.5))
+                weights.setdefault(stem(word), (_EARLIER if query.arm == "words" else 1.0) * idf)
         return weights
-
-    def _lexical(self, queries: Sequence[SearchedQuery], depth: int, scope: Scope,
-                 document_ids: Sequence[str] | None) -> list[list[tuple[str, float]]]:  # fmt: skip
-        return [self._index.lexical(match_expression(query.text), depth, scope, document_ids) for query in queries]
 
     def _hits(self, ranking: Sequence[_Ranked], top_k: int) -> tuple[Hit, ...]:
         """Turn the top of a ranking into hits: neighbours merged, what says the same left out."""
@@ -190,30 +207,26 @@ class _Ranked:
     parts: dict[str, float]
 
 
-_Arm = Sequence[Sequence[tuple[str, float]]]
+_Found = Sequence[tuple[str, float]]
 
 
-def _fuse(queries: Sequence[SearchedQuery], dense: _Arm, lexical: _Arm) -> list[_Ranked]:
-    """Fuse rankings by weighted reciprocal rank (Cormack, Clarke & Büttcher 2009); 1 is first everywhere."""
+def _fuse(found: Mapping[tuple[str, str], _Found], weights: Mapping[str, float]) -> list[_Ranked]:
+    """Fuse rankings by weighted reciprocal rank (Cormack, Clarke & Büttcher 2009); a score of 1 is first everywhere."""
     scores: dict[str, float] = defaultdict(float)
     parts: dict[str, dict[str, float]] = defaultdict(dict)
-    most = 2 * sum(query.weight for query in queries) / (RANK_CONSTANT + 1)
-    for query, *arms in zip(queries, dense, lexical, strict=True):
-        for arm, found in zip(("cosine", "BM25"), arms, strict=True):
-            for rank, (name, value) in enumerate(found, 1):
-                scores[name] += query.weight / (RANK_CONSTANT + rank) / most
-                parts[name][f"{arm}, {query.origin}"] = value
+    most = sum(weights[origin] for _, origin in found) / (RANK_CONSTANT + 1)
+    for (arm, origin), ranking in found.items():
+        for rank, (name, value) in enumerate(ranking, 1):
+            scores[name] += weights[origin] / (RANK_CONSTANT + rank) / most
+            parts[name][f"{arm}, {origin}"] = value
     order = sorted(scores, key=lambda name: (-scores[name], name))
     return [_Ranked(name, scores[name], parts[name]) for name in order]
 
 
-def _weighed(queries: Sequence[SearchedQuery], dense: _Arm, lexical: _Arm) -> tuple[SearchedQuery, ...]:
-    """Take weight from the queries with earlier turns as far as the question stands alone."""
-    if len(queries) == 1:
-        return tuple(queries)
-    one, other = ({name for name, _ in arm[0][:_AGREE_DEPTH]} for arm in (dense, lexical))
-    factor = 1 - _ALONE * len(one & other) / _AGREE_DEPTH
-    return (queries[0], *(replace(query, weight=query.weight * factor) for query in queries[1:]))
+def _leaning(dense: _Found, lexical: _Found) -> float:
+    """Return what earlier turns keep of their weight, from what both arms found for the question alone."""
+    one, other = ({name for name, _ in found[:_AGREE_DEPTH]} for found in (dense, lexical))
+    return 1 - _ALONE * len(one & other) / _AGREE_DEPTH
 
 
 def _joined(earlier: Sequence[str], question: str) -> str:
