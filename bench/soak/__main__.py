@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -36,10 +38,12 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=1000)
     parser.add_argument("--new-tokens", type=int, default=16, help="longest answer; short ones make many turns")
     parser.add_argument("--clients", type=int, default=0, help="ask from this many sides at once instead")
-    parser.add_argument("--minutes", type=float, default=10, help="how long, with --clients")
+    parser.add_argument("--minutes", type=float, default=0, help="end after this long, whatever --turns says")
+    parser.add_argument("--force", action="store_true", help="load the model even where the memory plan says no")
     parser.add_argument("--store", type=Path, help="folder of an earlier run's stores, to go on without its ingest")
     parser.add_argument("--curve", type=Path, metavar="FILE", help="write one object a turn, for the plot")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the server and its cgroup go too
     files = sorted(path for path in args.corpus.rglob("*") if path.is_file())
     limit = parse_bytes(args.limit)
     with tempfile.TemporaryDirectory(prefix="thimble-soak-") as scratch:
@@ -50,7 +54,7 @@ def main() -> int:
                 run = Soak(args, server, cgroup, files)
                 run.ingest()
                 if args.clients:
-                    run.crowd(args.clients, args.minutes * 60)
+                    run.crowd(args.clients, (args.minutes or 10) * 60)
                 else:
                     run.turns(args.turns)
             return run.report()
@@ -63,7 +67,8 @@ def _command(args: Namespace, cgroup: MemoryCgroup, folder: Path) -> tuple[Any, 
         return command, cgroup, folder, {}, "/api/health"
     settings = {"history_dir": folder / "history", "store_dir": folder / "store", "model": args.model,
                 "max_new_tokens": args.new_tokens, "queue_size": 16, "answer_threshold": 0}  # fmt: skip
-    return (["app.py", "--port", "{port}", "--debug"], cgroup, folder,
+    start = ["-m", "bench.soak.forced"] if args.force else ["app.py"]
+    return ([*start, "--port", "{port}", "--debug"], cgroup, folder,
             {name: str(value) for name, value in settings.items()}, "/api/health")  # fmt: skip
 
 
@@ -97,7 +102,10 @@ class Soak:
     def turns(self, count: int) -> None:
         """Ask one turn after another, changing sessions, renaming, deleting and uploading between them."""
         client, asked, session = Client(self.server.url), questions(self.files), ""
+        ends = time.monotonic() + (self.args.minutes or 10**6) * 60
         for number in range(1, count + 1):
+            if time.monotonic() > ends:
+                break
             if not self.server.alive:
                 self.troubles.append(f"the process died before turn {number}")
                 break
