@@ -192,12 +192,16 @@ class TurnRunner:
         scope = Scope(request.user, request.session_id)
         recent = list(reversed(list(islice(turns, _FOLLOW_UP_TURNS))))
         state.found = parts.retrieval.search(
-            request.question, turns=recent, top_k=parts.settings.top_k, scope=scope, document_ids=request.document_ids
+            state.turn.question,
+            turns=recent,
+            top_k=parts.settings.top_k,
+            scope=scope,
+            document_ids=request.document_ids,
         )
         state.quotes = quotes.select(
-            request.question, state.found, parts.embedder, max_quotes=parts.settings.max_quotes
+            state.turn.question, state.found, parts.embedder, max_quotes=parts.settings.max_quotes
         )
-        state.answerable = judgement.answerable(request.question, state.found, state.quotes)
+        state.answerable = judgement.answerable(state.turn.question, state.found, state.quotes)
         state.recalled = self._recall(state)
         return state.found
 
@@ -209,10 +213,11 @@ class TurnRunner:
             return None
         limits = self._admit(state, model)
         state.fitted = budget.fit(
-            parts.prompts.system, self._earlier(state), state.recalled, state.quotes, state.request.question,
+            parts.prompts.system, self._earlier(state), state.recalled, state.quotes, state.turn.question,
             context_tokens=model.context_tokens, reserve_tokens=settings.max_new_tokens, model=model,
             render=parts.prompts.user_message, window_tokens=max(1, limits.window_tokens),
             recall_tokens=max(1, limits.recall_tokens), evidence_tokens=max(1, limits.evidence_tokens),
+            total_turns=parts.history.session(state.turn.session_id, state.request.user).length - 1,
             estimated=model.estimated,
         )  # fmt: skip
         return state.fitted
@@ -223,7 +228,7 @@ class TurnRunner:
         limits = parts.gate.turn(
             fixed_tokens=model.count_prompt([
                 {"role": "system", "content": parts.prompts.system},
-                {"role": "user", "content": state.request.question},
+                {"role": "user", "content": state.turn.question},
             ]),
             reserve_tokens=settings.max_new_tokens,
             window_tokens=budget.share(context, settings.window_tokens, 1 / 4),
@@ -262,7 +267,10 @@ class TurnRunner:
 
     def _recall(self, state: _State) -> tuple[Quote, ...]:
         """Find old turns that matter, among those that the model will not see anyway."""
-        parts, request, model = self._parts, state.request, self._parts.chat_model
+        parts, request = self._parts, state.request
+        if next(self._earlier(state), None) is None and not parts.settings.recall_across_sessions:
+            return ()  # a first question: don't make its quotes wait for the chat model to load
+        model = parts.chat_model
         context = model.context_tokens if model is not None else 2048
         if model is not None:
             visible = budget.fit_window(
@@ -271,7 +279,7 @@ class TurnRunner:
         else:
             visible = []
         found = parts.recall.search(
-            request.question, turns=[turn.id for turn in visible] + [state.turn.id], user=request.user,
+            state.turn.question, turns=[turn.id for turn in visible] + [state.turn.id], user=request.user,
             session_id=request.session_id, across_sessions=parts.settings.recall_across_sessions,
             limit=_RECALLED_QUOTES,
         )  # fmt: skip
