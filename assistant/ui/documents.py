@@ -20,8 +20,10 @@ SAMPLES = ROOT / "samples"
 MAX_AROUND = 4000
 
 
-class SampleRequest(BaseModel):
-    """Asks for the sample documents."""
+class Password(BaseModel):
+    """Opens an encrypted file; not kept."""
+
+    password: str
 
 
 def router(site: Site) -> APIRouter:
@@ -55,6 +57,12 @@ def router(site: Site) -> APIRouter:
     @routes.delete("/uploads/{upload_id}")
     def cancel(upload_id: str, user: User) -> Json:
         site.ingests.cancel(user, upload_id)
+        return {}
+
+    @routes.post("/uploads/{upload_id}/password")
+    def unlock(upload_id: str, body: Password, user: User) -> Json:
+        site.require_writable()
+        site.ingests.unlock(user, upload_id, body.password)
         return {}
 
     @routes.delete("/uploads")

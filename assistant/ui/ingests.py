@@ -55,6 +55,8 @@ class Upload:
     chunks_per_s: float = 0.0
     share: float = 0.0
     remaining_s: float | None = None
+    locked: bool = False
+    passwords: tuple[str, ...] = ()
     cancel: threading.Event = field(default_factory=threading.Event)
 
     def view(self) -> Json:
@@ -70,6 +72,7 @@ class Upload:
             "chunks_per_s": self.chunks_per_s,
             "share": self.share,
             "remaining_s": self.remaining_s,
+            "locked": self.locked,
         }
 
 
@@ -157,11 +160,31 @@ class Ingests:
                 found.state = "cancelled"
             elif found.state != "reading":
                 mine.remove(found)
+                if found.locked:
+                    self._drop(found)
+
+    def unlock(self, user: str, upload_id: str, password: str) -> None:
+        """Read a file that needs a password once more, with one.
+
+        Raises:
+            UnknownDocumentError: The user has no such upload, or it needs none.
+        """
+        with self._wake:
+            found = next((upload for upload in self._uploads.get(user, ()) if upload.id == upload_id), None)
+            if found is None or not found.locked:
+                raise UnknownDocumentError("There is no such upload.")
+            found.locked, found.state, found.reason, found.passwords = False, "waiting", "", (password,)
+            self._waiting.append(found)
+            self._wake.notify()
 
     def clear(self, user: str) -> None:
         """Forget the user's uploads that are over."""
         with self._wake:
-            left = [upload for upload in self._uploads.pop(user, []) if upload.state in _ACTIVE]
+            mine = self._uploads.pop(user, [])
+            for upload in mine:
+                if upload.locked:
+                    self._drop(upload)
+            left = [upload for upload in mine if upload.state in _ACTIVE]
             if left:
                 self._uploads[user] = left
 
@@ -194,7 +217,7 @@ class Ingests:
             if upload.state == "waiting":
                 upload.state = "reading"
                 self._read(upload)
-            if not upload.keep or upload.state in ("refused", "cancelled"):
+            if not upload.locked and (not upload.keep or upload.state in ("refused", "cancelled")):
                 self._drop(upload)
 
     def _read(self, upload: Upload) -> None:
@@ -207,7 +230,7 @@ class Ingests:
         try:
             report = self._assistant.ingest(
                 [upload.path], on_progress=on_progress, cancel=upload.cancel, user=upload.user,
-                session_id=upload.session_id,
+                session_id=upload.session_id, passwords=upload.passwords,
             )  # fmt: skip
         except AssistantError as error:
             upload.reason, upload.kind, upload.state = str(error), type(error).__name__, "refused"
@@ -219,6 +242,7 @@ class Ingests:
             upload.share, upload.remaining_s = 1.0, 0.0
             if report.refused:
                 upload.reason, upload.state = next(iter(report.refused.values())), "refused"
+                upload.locked = "password" in upload.reason  # kept, until its user gives one or lets it go
             elif report.cancelled:
                 upload.state = "cancelled"
             else:

@@ -44,6 +44,11 @@ def router(site: Site) -> APIRouter:
         found = history.sessions(user, limit=LISTED + 1, offset=max(0, offset))
         return {"sessions": [_plain(session) for session in found[:LISTED]], "more": len(found) > LISTED}
 
+    @routes.post("")
+    def created(user: User) -> Json:
+        """Start a chat before its first question: a document can then be put in for it alone."""
+        return {"session": _plain(site.assistant.history.create_session(user))}
+
     @routes.get("/{session_id}")
     def opened(session_id: str, user: User, before: int | None = None, limit: int = PAGE) -> Json:
         history = site.assistant.history

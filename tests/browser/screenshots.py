@@ -34,7 +34,6 @@ def main(folder: Path) -> None:
 
 
 def _conversation(page: Page) -> None:
-    ask(page, "How often should I descale the kettle?")
     ask(page, "How long is the notice period?")
     ask(page, "And for managers?")
     page.locator(".turn").last.locator(".quote").first.click()

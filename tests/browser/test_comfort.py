@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 from driving import ROOT, App, Starter, ask, visit
+from locked import encrypted_pdf
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.browser_full
@@ -248,3 +249,28 @@ def test_ten_tabs_cost_the_server_next_to_nothing(page: Page, app: App) -> None:
     for tab in tabs:
         tab.close()
     assert process.memory_info().rss - before < 50_000_000
+
+
+def test_a_document_can_be_for_one_chat_only(page: Page, app: App, tmp_path: Path) -> None:
+    visit(page, app)
+    page.locator("#only-here").check()
+    note = tmp_path / "marzipan.txt"
+    note.write_text("The marzipan project ends on the ninth of May.")
+    page.locator("#pick-files").set_input_files(note)
+    expect(page.locator("#documents .file", has_text="marzipan.txt")).to_contain_text("this chat only")
+    ask(page, "When does the marzipan project end?")
+    expect(page.locator(".quote").first).to_contain_text("ninth of May")
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator("#documents .file", has_text="marzipan.txt")).to_have_count(0)
+
+
+def test_an_encrypted_file_asks_for_its_password(page: Page, app: App, tmp_path: Path) -> None:
+    file = tmp_path / "sesame.pdf"
+    file.write_bytes(encrypted_pdf("The treasure lies under the third palm tree of the bay.", "open sesame"))
+    visit(page, app)
+    page.locator("#pick-files").set_input_files(file)
+    row = page.locator("#documents .file.refused", has_text=file.name)
+    row.get_by_role("button", name="Unlock").click()
+    page.get_by_role("dialog").get_by_role("textbox").fill("open sesame")
+    page.get_by_role("dialog").get_by_role("button", name="Unlock").click()
+    expect(page.get_by_role("button", name=f"Preview {file.name}")).to_be_visible()

@@ -238,3 +238,18 @@ def test_where_no_tunnel_can_be_had_the_local_address_serves(start_app: Starter)
     assert "No share link can be made here" in app.log
     assert "Traceback" not in app.log
     assert httpx.get(f"{app.url}/login").status_code == 200
+
+
+def test_a_users_uploads_have_a_limit(start_app: Starter) -> None:
+    app = start_app(
+        "--auth", "ada:correct horse", THIMBLE_USER_UPLOAD_BYTES="1000000", THIMBLE_MAX_FILE_BYTES="3000000"
+    )
+    with httpx.Client(base_url=app.url, timeout=60) as web:
+        assert web.post("/login", data={"name": "ada", "password": "correct horse"}).status_code == 303
+        full = web.put("/api/uploads", params={"name": "big.txt"}, content=b"word " * 300_000)
+        assert full.status_code == 507
+        assert "remove some first" in full.json()["message"]
+        large = web.put("/api/uploads", params={"name": "big.txt"}, content=b"word " * 700_000)
+        assert large.status_code == 400
+        assert "limit" in large.json()["message"]
+    assert [path for path in (app.folder / "store" / "uploads").rglob("*") if path.is_file()] == []

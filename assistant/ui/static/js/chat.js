@@ -42,6 +42,16 @@ export class Chat {
     else if (page.turns.at(-1)?.status === "running") setTimeout(() => { if (generation === this.generation) this.refresh(); }, 2000);
   }
 
+  // The id of this chat, which is made now if there is none yet.
+  async make() {
+    if (!this.session) {
+      this.session = (await send("POST", "sessions")).session;
+      history.replaceState({}, "", `/?s=${encodeURIComponent(this.session.id)}`);
+      this.hooks.opened(this.session);
+    }
+    return this.session.id;
+  }
+
   refresh() {
     return this.session ? this.open(this.session.id, { push: false }) : Promise.resolve();
   }
@@ -54,7 +64,7 @@ export class Chat {
     find("#earlier").hidden = !more;
     this.settle();
     this.stuck = true;
-    this.scroll();
+    this.scroll(10);
   }
 
   async earlier() {
@@ -215,8 +225,14 @@ export class Chat {
     this.hooks.busy?.(running);
   }
 
-  scroll() {
-    if (this.stuck) requestAnimationFrame(() => { this.scroller.scrollTop = this.scroller.scrollHeight; });
+  // Keeps the end in view while the reader is there. Turns out of view have a guessed height until they are drawn,
+  // so that a chat just opened (several frames) finds its end step by step.
+  scroll(frames = 1) {
+    if (!this.stuck) return;
+    requestAnimationFrame(() => {
+      this.scroller.scrollTop = this.scroller.scrollHeight;
+      if (frames > 1) { this.stuck = true; this.scroll(frames - 1); }
+    });
   }
 
   // What an empty chat shows: how to begin, or questions to try.

@@ -58,9 +58,9 @@ export class Documents {
     });
   }
 
-  add(items) {
+  async add(items) {
     if (this.hooks.readOnly || !items.length) return;
-    const sessionId = this.onlyHere.checked ? this.hooks.sessionId() : "";
+    const sessionId = this.onlyHere.checked ? await this.hooks.makeSession() : "";
     this.hooks.show();
     for (const item of items) if (!item.file.name.startsWith(".")) this.queue.push({ ...item, sessionId });
     this.pump();
@@ -136,15 +136,22 @@ export class Documents {
   drawIncoming() {
     const sending = [...this.sending.values()].map((one) => this.row({ name: one.name, meta: t("documents.sending", { percent: percent(one.share) }), share: one.share, cancel: one.cancel }));
     const queued = this.queue.length ? [this.row({ name: `+ ${number(this.queue.length)}`, meta: t("documents.waiting") })] : [];
-    const rows = this.uploads.filter((one) => !QUIET.includes(one.state)).map((one) => this.row({ ...said(one), name: one.name, share: ACTIVE.includes(one.state) ? one.share : undefined, refused: one.state === "refused", cancel: () => send("DELETE", `uploads/${one.id}`).then(() => this.watch()).catch(problem) }));
+    const rows = this.uploads.filter((one) => !QUIET.includes(one.state)).map((one) => this.row({ ...said(one), name: one.name, share: ACTIVE.includes(one.state) ? one.share : undefined, refused: one.state === "refused", unlock: one.locked && (() => this.unlock(one).catch(problem)), cancel: () => send("DELETE", `uploads/${one.id}`).then(() => this.watch()).catch(problem) }));
     if (!sending.length && !rows.length && !queued.length) return this.incoming.replaceChildren();
     const clear = h("button", { type: "button", text: t("documents.clear"), onclick: () => send("DELETE", "uploads").then(() => this.load()).catch(problem) });
     this.incoming.replaceChildren(h("h2", { class: "panel-title" }, t("documents.uploads"), rows.length ? clear : ""), h("ul", { class: "files" }, ...sending, ...queued, ...rows));
   }
 
-  row({ name, meta, share, cancel, refused }) {
+  async unlock(one) {
+    const password = await ask({ title: t("documents.unlock"), field: t("documents.password", { name: one.name }), yes: t("documents.unlock"), type: "password" });
+    if (password === null) return;
+    await send("POST", `uploads/${one.id}/password`, { password });
+    await this.watch();
+  }
+
+  row({ name, meta, share, cancel, refused, unlock }) {
     return h("li", { class: refused ? "file refused" : "file" }, type(name),
-      h("div", { class: "about" }, h("span", { class: "name", text: name, title: name }), share === undefined ? "" : h("progress", { max: "1", value: String(share), "aria-label": name }), h("span", { class: "meta", text: meta })),
+      h("div", { class: "about" }, h("span", { class: "name", text: name, title: name }), share === undefined ? "" : h("progress", { max: "1", value: String(share), "aria-label": name }), h("span", { class: "meta", text: meta }), unlock ? h("button", { type: "button", class: "quiet", text: t("documents.unlock"), onclick: unlock }) : ""),
       cancel ? iconButton("close", t("documents.cancel", { name }), cancel) : "");
   }
 

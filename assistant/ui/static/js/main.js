@@ -209,6 +209,7 @@ async function begin() {
   documents = new Documents({
     readOnly: start.read_only,
     sessionId: () => chat.sessionId,
+    makeSession: () => chat.make(),
     show: () => openPanel("documents"),
     preview: (document) => { openPanel("source"); source.preview(document).catch((error) => chat.failed(error)); },
     changed: (list) => chat.welcome(list, { addFiles: () => documents.files.click(), addSamples: () => documents.samples().catch(problem) }),

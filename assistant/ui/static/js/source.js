@@ -43,7 +43,8 @@ export class Source {
     const passage = h("div", { class: "passage", tabindex: "0", role: "region", "aria-label": title }, ...content);
     this.box.replaceChildren(h("div", { class: "source-head" }, h("h2", { text: title }), where ? h("p", { text: where }) : ""), passage, steps ?? "", image ?? "");
     this.box.scrollTop = 0;
-    passage.querySelector("mark")?.scrollIntoView({ block: "nearest" });
+    const mark = passage.querySelector("mark"); // not scrollIntoView: that would move the page under the panel too
+    if (mark) this.box.scrollTop = mark.getBoundingClientRect().top - this.box.getBoundingClientRect().top - this.box.clientHeight / 3;
   }
 
   steps(quote, turn) {
