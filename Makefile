@@ -10,7 +10,7 @@ export GRADIO_ANALYTICS_ENABLED := False
 export ANONYMIZED_TELEMETRY := False
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-history bench-recall soak-kill bench-ingest bench-messy bench-inference clean
+.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-history bench-recall soak-kill bench-ingest bench-messy bench-inference bench-memory soak soak-plain profile clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -106,5 +106,28 @@ build/bench/SmolLM2-135M-Instruct.Q4_1.gguf: | $(VENV)/bin/python
 bench-inference: setup-dev models .venv-bench/.installed build/bench/SmolLM2-135M-Instruct.Q4_1.gguf ## Measure reading and writing beside llama.cpp (built here: minutes, a C++ compiler) and transformers: DATA=folder
 	$(BIN)/python -m bench.inference --data $(DATA) $(ARGS)
 
+.venv-soak/.installed: requirements-bench.txt $(VENV)/.installed-dev
+	$(BIN)/python -m venv --without-pip .venv-soak
+	$(BIN)/python -c "import glob, site; open(glob.glob('.venv-soak/lib/python*/site-packages')[0] + '/base.pth', 'w').write(site.getsitepackages()[0])"
+	.venv-soak/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements-bench.txt
+	@touch $@
+
+bench-memory: setup-dev models ## Hold the memory plan against measured peaks
+	$(BIN)/python -m bench.memory $(ARGS)
+
+soak: setup-dev models ## Run turns through the app in a memory cgroup; needs root: CORPUS=folder ARGS="--limit 512MiB --turns 1000"
+	@[ "$$(id -u)" = 0 ] || { echo "make soak needs root: it makes a memory cgroup."; exit 1; }
+	$(BIN)/python -m bench.soak --corpus $(or $(CORPUS),samples) $(ARGS)
+
+soak-plain: .venv-soak/.installed models ## The same on the plain LangChain stack; needs root
+	@[ "$$(id -u)" = 0 ] || { echo "make soak-plain needs root: it makes a memory cgroup."; exit 1; }
+	.venv-soak/bin/python -m bench.soak --arm plain --corpus $(or $(CORPUS),samples) $(ARGS)
+
+profile: .venv-soak/.installed models ## Make flame graphs of memory (memray) and time (py-spy) of a scripted session, in build/profile
+	@mkdir -p build/profile
+	.venv-soak/bin/python -m memray run --force --native -o build/profile/session.memray -m bench.profile
+	.venv-soak/bin/python -m memray flamegraph --force -o build/profile/memory.html build/profile/session.memray
+	.venv-soak/bin/py-spy record --idle --rate 50 -o build/profile/time.svg -- .venv-soak/bin/python -m bench.profile
+
 clean: ## Remove the environment, the models and caches; documents and conversations stay
-	rm -rf $(VENV) .venv-bench models .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-bench .venv-soak models .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -40,6 +40,8 @@ class MemoryCgroup:
                  trace: TracebackType | None) -> None:  # fmt: skip
         for _ in range(50):
             try:
+                if self.v1:  # else the file pages charged here stay, and come for nothing in the next run
+                    self._write("memory.force_empty", 0)
                 self.folder.rmdir()
                 return
             except OSError:  # its last process is still on its way out

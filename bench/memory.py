@@ -1,0 +1,118 @@
+"""The memory plan held against what a process really occupies, over models, contexts and sizes of the index.
+
+Each row is a process of its own: it asks a question that fills the context, and the peak that the kernel saw stands
+beside what the plan said before anything was loaded. ``error`` is (predicted - measured) / measured: above 0 the plan
+was cautious, below it too hopeful.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .report import Report, arguments
+
+MIB = 1 << 20
+WORDS = "The kettle of model {0} is descaled every {1} weeks with {2} grams of citric acid, says the manual. "
+
+
+def main() -> None:
+    """Run every case and print predictions beside peaks."""
+    parser = arguments(__doc__, data=False)
+    parser.add_argument("--dtypes", nargs="+", default=["none", "auto", "bf16"])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[512, 1024, 2048])
+    parser.add_argument("--chunks", nargs="+", type=int, default=[0, 20_000])
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(_one(**json.loads(args.one))))
+        return
+    report = Report("memory", args.json)
+    for dtype in args.dtypes:
+        for context in args.contexts if dtype != "none" else args.contexts[-1:]:
+            for chunks in args.chunks:
+                case = json.dumps({"dtype": dtype, "context": context, "chunks": chunks})
+                done = subprocess.run([sys.executable, "-m", "bench.memory", "--one", case], capture_output=True,
+                                      text=True, check=False)  # fmt: skip
+                if done.returncode:
+                    print(f"{case} failed:\n{done.stderr[-800:]}", file=sys.stderr)
+                    continue
+                found = json.loads(done.stdout.splitlines()[-1])
+                name = f"{found['dtype'] or 'none'}, context {context}, {chunks} chunks"
+                for metric in ("predicted", "measured"):
+                    report.add("plan", name, metric, found[metric] / MIB, "MiB")
+                error = (found["predicted"] - found["measured"]) / found["measured"]
+                report.add("plan", name, "error", 100 * error, "%")
+                report.add("plan", name, "anonymous after", found["anonymous"] / MIB, "MiB")
+                report.add("plan", name, "prompt", found["prompt"], "tokens")
+    report.close()
+
+
+def _one(dtype: str, context: int, chunks: int) -> dict[str, int | str]:
+    """Ask with a prompt that fills the context, in a fresh process; return prediction and peak."""
+    from assistant import Assistant, Settings
+    from assistant.inference import Sampling
+    from assistant.memory import PeakMeter, anonymous_rss
+
+    new_tokens = 32
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "text.txt").write_text("".join(WORDS.format(n, n % 9, n % 50) for n in range(200)), encoding="utf-8")
+        settings = Settings(
+            model="none" if dtype == "none" else "packaged", dtype="auto" if dtype == "none" else dtype,
+            context_tokens=context, max_new_tokens=new_tokens, history_dir=folder / "history",
+            store_dir=folder / "store", answer_threshold=0.0, prefix_cache=False,
+        )  # fmt: skip
+        with Assistant(settings) as assistant:
+            if chunks:
+                _fill(assistant, chunks)
+            prompt = 0
+            assistant.ingest([folder / "text.txt"])
+        with Assistant(settings) as assistant, PeakMeter() as meter:
+            plan = assistant.parts.plan
+            assistant.ask("How often is the kettle of model 17 descaled?", session_id="a")
+            model = assistant.parts.chat_model
+            if model is not None:
+                text = "".join(WORDS.format(n, n % 9, n % 50) for n in range(200))
+                prompt = context - new_tokens - 8
+                while model.count_prompt([{"role": "user", "content": text}]) > prompt:
+                    text = text[: int(len(text) * 0.98)]
+                prompt = model.count_prompt([{"role": "user", "content": text}])
+                generation = model.start([{"role": "user", "content": text}], Sampling(max_new_tokens=new_tokens))
+                for _ in generation:
+                    pass
+            assistant.ask("And how much acid does it take?", session_id="a")
+            anonymous = anonymous_rss()
+        return {"dtype": plan.dtype, "predicted": plan.for_turn(prompt, new_tokens), "measured": meter.peak,
+                "anonymous": anonymous, "prompt": prompt}  # fmt: skip
+
+
+def _fill(assistant: object, chunks: int) -> None:
+    """Put random vectors into the index through its own write path."""
+    import numpy as np
+
+    from assistant.records import Chunk, DocumentInfo
+
+    index = assistant.parts.index  # type: ignore[attr-defined]
+    draw = np.random.default_rng(7)
+    info = DocumentInfo("filler", "filler", "filler", "ready", "0", 1, 1, chunks, 0.0)
+    index.begin_document(info)
+    for start in range(0, chunks, 1000):
+        vectors = draw.standard_normal((min(1000, chunks - start), 384)).astype("float32")
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        batch = [
+            Chunk(
+                f"filler-{start + n}", "filler", start + n, f"row {start + n} of the filler", start + n, start + n + 1
+            )
+            for n in range(len(vectors))
+        ]
+        index.add_chunks("filler", batch, vectors)
+    index.finish_document("filler", "ready")
+
+
+if __name__ == "__main__":
+    main()
