@@ -133,7 +133,7 @@ def coverage(words: frozenset[str], terms: Mapping[str, float]) -> float:
 
 def _cosines(question: str, result: SearchResult, found: Sequence[_Candidate], embedder: Embedder) -> list[float]:
     """Return how near each sentence is to the queries: the mean over them by weight."""
-    queries = {query.text: query.weight for query in result.queries if query.arm != "words"} or {question: 1.0}
+    queries = {query.text: query.weight for query in result.queries} or {question: 1.0}
     vectors = embedder.embed([*queries, *(candidate.text for candidate in found)])
     total = sum(queries.values())
     asked = sum(vectors[n] * (weight / total) for n, weight in enumerate(queries.values()))

@@ -214,14 +214,12 @@ class SearchedQuery:
     """One query that a search ran: what it said, and what it weighed in the fusion.
 
     Attributes:
-        origin: Whose words it has, for people: ``question``, ``with the turn before`` …
-        arm: What searched for it: ``meaning`` (vectors), ``words`` (BM25) or ``both``.
+        origin: Whose words it has, for people: ``question`` or ``with the turns before``.
     """
 
     text: str
     weight: float
     origin: str = "question"
-    arm: Literal["both", "meaning", "words"] = "both"
 
 
 @dataclass(frozen=True, slots=True)

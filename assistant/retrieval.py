@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
+import threading
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .records import Chunk, DocumentInfo, Hit, Scope, SearchedQuery, SearchResult, Turn
-from .words import content_words, stem, stems
+from .words import content_words, stem
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .embedding import Embedder
     from .index import Index
 
@@ -30,7 +33,9 @@ to a depth of 1,000; with a few arms and a handful of results wanted, the first 
 DEPTH = 60
 """Results taken from each arm."""
 
-_QUESTION, _BEFORE, _FIRST = 1.0, 0.5, 0.6
+_BEFORE = 1.1
+"""Weight of the query with earlier turns; the question alone has 1."""
+
 _ALONE = 0.5
 _AGREE_DEPTH = 5
 """How much earlier turns lose where the question stands alone. It does where its two arms agree: meaning and words
@@ -38,6 +43,7 @@ find the same chunks for a whole question, and for "And for managers?" they seld
 that stands alone. ``_ALONE`` is the share that full agreement in the first ``_AGREE_DEPTH`` takes."""
 _RECENT_TURNS = 3
 _EARLIER = 0.4  # what a word that only earlier turns had weighs in a quote
+_QUESTIONS = 500  # questions whose vector is kept, 1.5 kB each
 _REMEMBERED = 20_000  # words whose frequency is kept
 _LONGEST_QUERY = 1_000  # characters of earlier turns in one query
 _MOST_TERMS = 24  # words of one query that are looked at, the last ones
@@ -57,22 +63,13 @@ def plan(question: str, turns: Sequence[Turn] = ()) -> tuple[SearchedQuery, ...]
         turns: The turns before it, oldest first.
 
     Returns:
-        Queries with their weights, the question itself first. With turns before it: the question after the turn before
-        and after the first one, searched by meaning; and the rarest words of all of these, searched as words, once.
-        Queries that say the same are one, with the weights added.
+        The question itself and, with turns before it, the question after the first of them and the last three.
     """
-    asked = [turn.question for turn in turns]
-    queries = [SearchedQuery(question, _QUESTION)]
-    if not asked:
-        return tuple(queries)
-    before, first = _joined(asked[-1:], question), _joined(asked[:1], question)
-    if before == first:
-        queries.append(SearchedQuery(before, _BEFORE + _FIRST, "with the turn before", "meaning"))
-    else:
-        queries.append(SearchedQuery(before, _BEFORE, "with the turn before", "meaning"))
-        queries.append(SearchedQuery(first, _FIRST, "with the first turn", "meaning"))
-    every = _joined([*asked[:1], *asked[-_RECENT_TURNS:]], question)
-    queries.append(SearchedQuery(every, _BEFORE + _FIRST, "with the turns before", "words"))
+    queries = [SearchedQuery(question, 1.0)]
+    if turns:
+        asked = [turn.question[:_LONGEST_QUERY] for turn in (turns[0], *turns[-_RECENT_TURNS:])]
+        text = "\n".join(dict.fromkeys([*asked, question]))
+        queries.append(SearchedQuery(text, _BEFORE, "with the turns before"))
     return tuple(queries)
 
 
@@ -91,6 +88,8 @@ class Retrieval:
         self._index = index
         self._embedder = embedder
         self._beside = ThreadPoolExecutor(1, "lexical")
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, np.ndarray] = OrderedDict()  # vectors of the latest questions
         self._frequencies: dict[str, int] = {}  # of words, at the index's generation _counted
         self._counted, self._total = -1, 0
 
@@ -129,21 +128,45 @@ class Retrieval:
         scope = scope or Scope()
         queries = plan(question, turns)
         depth = max(DEPTH, 2 * top_k)
-        # Words are searched while the queries are embedded: SQLite and torch both let go of the interpreter's lock.
-        by_words = [query for query in queries if query.arm != "meaning"]
-        by_meaning = [query for query in queries if query.arm != "words"]
-        words = self._beside.submit(self._words, by_words, depth, scope, document_ids)
+        # Words are searched while the question is embedded: SQLite and torch both let go of the interpreter's lock.
+        words = self._beside.submit(self._words, queries, depth, scope, document_ids)
         try:
-            vectors = self._embedder.embed([query.text for query in by_meaning])
-            dense = self._index.dense_many(vectors, depth, scope, document_ids)
+            dense = self._index.dense_many(self._meant(question, turns), depth, scope, document_ids)
         finally:
             lexical, terms = words.result()
         factor = _leaning(dense[0], lexical[0])
         queries = (queries[0], *(replace(query, weight=query.weight * factor) for query in queries[1:]))
-        found = dict(zip([("BM25", query.origin) for query in by_words], lexical, strict=True))
-        found.update(zip([("cosine", query.origin) for query in by_meaning], dense, strict=True))
+        found = {(arm, query.origin): ranking for arm, rankings in (("cosine", dense), ("BM25", lexical))
+                 for query, ranking in zip(queries, rankings, strict=True)}  # fmt: skip
         weights = {query.origin: query.weight for query in queries}
         return SearchResult(self._hits(_fuse(found, weights), top_k), queries, terms)
+
+    def _meant(self, question: str, turns: Sequence[Turn]) -> np.ndarray:
+        """Return a vector for each query of ``plan``, shape (1 or 2, dimension).
+
+        The second is the mean of the question's vector (half) and those of the first turn and the one before (a
+        quarter each). It ranks about as well as the vector of all their text, and the earlier ones are known already:
+        they were questions themselves.
+        """
+        import numpy as np
+
+        texts = [question, *(turn.question[:_LONGEST_QUERY] for turn in ((turns[0], turns[-1]) if turns else ()))]
+        with self._lock:
+            known = {text: self._known[text] for text in texts if text in self._known}
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        if missing:
+            known.update(zip(missing, self._embedder.embed(missing), strict=True))
+        with self._lock:
+            for text in texts:
+                self._known[text] = known[text]
+                self._known.move_to_end(text)
+            while len(self._known) > _QUESTIONS:
+                self._known.popitem(last=False)
+        own = known[question]
+        if not turns:
+            return np.stack([own])
+        both = 2 * own + known[texts[1]] + known[texts[2]]
+        return np.stack([own, both / max(float(np.linalg.norm(both)), 1e-9)])
 
     def _words(self, queries: Sequence[SearchedQuery], depth: int, scope: Scope, document_ids: Sequence[str] | None
                ) -> tuple[list[_Found], dict[str, float]]:  # fmt: skip
@@ -167,12 +190,12 @@ class Retrieval:
                     self._frequencies[word] = self._index.frequency(word)
                 count = min(self._frequencies[word], self._total)
                 idf = math.log(1 + (self._total - count + 0.5) / (count + 0.5))
-                weights.setdefault(stem(word), (_EARLIER if query.arm == "words" else 1.0) * idf)
+                weights.setdefault(stem(word), (1.0 if query is queries[0] else _EARLIER) * idf)
         return weights
 
     def _hits(self, ranking: Sequence[_Ranked], top_k: int) -> tuple[Hit, ...]:
         """Turn the top of a ranking into hits: neighbours merged, what says the same left out."""
-        best = ranking[: 4 * top_k]
+        best = ranking[: 2 * top_k + 4]
         chunks = {chunk.id: chunk for chunk in self._index.chunks([ranked.chunk_id for ranked in best])}
         documents: dict[str, DocumentInfo | None] = {}
         hits: list[Hit] = []
@@ -192,7 +215,7 @@ class Retrieval:
                 continue
             if len(hits) == top_k:
                 break
-            said = frozenset(stems(chunk.text))
+            said = frozenset(chunk.text.lower().split())
             if any(_overlap(said, other) >= _DUPLICATE for other in seen):
                 continue
             seen.append(said)
@@ -227,10 +250,6 @@ def _leaning(dense: _Found, lexical: _Found) -> float:
     """Return what earlier turns keep of their weight, from what both arms found for the question alone."""
     one, other = ({name for name, _ in found[:_AGREE_DEPTH]} for found in (dense, lexical))
     return 1 - _ALONE * len(one & other) / _AGREE_DEPTH
-
-
-def _joined(earlier: Sequence[str], question: str) -> str:
-    return "\n".join(dict.fromkeys([*(text[:_LONGEST_QUERY] for text in earlier), question]))
 
 
 def _adjoin(one: Chunk, other: Chunk) -> bool:

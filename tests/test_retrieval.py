@@ -77,18 +77,20 @@ def test_a_first_question_is_one_query() -> None:
 
 def test_a_follow_up_is_searched_with_what_was_asked_before() -> None:
     queries = plan("And for managers?", [turn(f"question {n}?", n) for n in range(6)])
-    assert [(query.arm, query.text.split("\n")) for query in queries] == [
-        ("both", ["And for managers?"]),
-        ("meaning", ["question 5?", "And for managers?"]),
-        ("meaning", ["question 0?", "And for managers?"]),
-        ("words", ["question 0?", "question 3?", "question 4?", "question 5?", "And for managers?"]),
+    assert [query.text.split("\n") for query in queries] == [
+        ["And for managers?"],
+        ["question 0?", "question 3?", "question 4?", "question 5?", "And for managers?"],
     ]
 
 
-def test_queries_that_say_the_same_are_one() -> None:
-    queries = plan("And?", [turn("How long is the notice period?")])
-    assert [query.arm for query in queries] == ["both", "meaning", "words"]
-    assert queries[1].weight == queries[2].weight
+def test_earlier_questions_are_not_embedded_again(search: Retrieval, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+                                                  ) -> None:  # fmt: skip
+    search.search("How long is the notice period?")
+    embedded: list[str] = []
+    embed = embedder.embed
+    monkeypatch.setattr(embedder, "embed", lambda texts: embedded.extend(texts) or embed(texts))
+    search.search("And for managers?", turns=[turn("How long is the notice period?")])
+    assert embedded == ["And for managers?"]
 
 
 def test_expressions_hold_no_operators() -> None:

@@ -195,8 +195,8 @@ class Catalog:
         return [(str(name), float(str(score))) for name, score in self.rows(sql, (expression, *values, k))]
 
     def frequency(self, term: str) -> int:
-        """Return in how many chunks a word (in its stem's forms) occurs, counting to 5,000 at most."""
-        sql = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT 5000)"
+        """Return in how many chunks a word (in its stem's forms) occurs, counting to 2,000 at most."""
+        sql = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT 2000)"
         return int(str(self.rows(sql, (phrase(term),))[0][0]))
 
 

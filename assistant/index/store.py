@@ -334,7 +334,7 @@ class Index:
             return self._catalog.match(match, k, filters, values)
 
     def frequency(self, term: str) -> int:
-        """Return in how many chunks a word occurs, in any form with the same stem, counting to 5,000 at most."""
+        """Return in how many chunks a word occurs, in any form with the same stem, counting to 2,000 at most."""
         with mapped(self.folder):
             return self._catalog.frequency(term)
 
