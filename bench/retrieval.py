@@ -151,7 +151,8 @@ def _speed(report: Report, data: Path, embedder: Embedder, work: Path, count: in
     """Time of a follow-up with all its queries, embedding included, beside a plain dense query, taken in turns.
 
     The texts are MTRAG's, each chunk with one word of its own so that no two are alike; vectors beyond those of real
-    passages are real ones turned a little, so that the graph is as hard to walk as a real one.
+    passages are real ones turned a little, so that the graph is as hard to walk as a real one. The earlier turns of a
+    conversation were searched before, as in a chat; the arm "after a restart" knows nothing of them.
     """
     name = f"{count:,} chunks"
     index = _grown(data, embedder, work, count)
@@ -160,22 +161,30 @@ def _speed(report: Report, data: Path, embedder: Embedder, work: Path, count: in
         questions = [question for question in corpora.mtrag_un(data) if len(question.asked) >= 3][:60]
         for question in questions[:5]:
             retrieval.search(question.text, turns=question.turns)
-        plain, ours, once = [], [], []
+        plain, ours, cold, once = [], [], [], []
         for question in questions:
-            began = time.perf_counter()
-            index.dense(embedder.embed([question.text])[0], 8, _ANYONE)
-            plain.append((time.perf_counter() - began) * 1000)
-            began = time.perf_counter()
-            retrieval.search(question.text, turns=question.turns)
-            ours.append((time.perf_counter() - began) * 1000)
-            began = time.perf_counter()
-            retrieval.search(question.text)
-            once.append((time.perf_counter() - began) * 1000)
+            for turn in question.turns:
+                retrieval.search(turn.question)
+            fresh = Retrieval(index, embedder)
+            plain.append(_timed(lambda q: index.dense(embedder.embed([q.text])[0], 8, _ANYONE), question))
+            ours.append(_timed(lambda q: retrieval.search(q.text, turns=q.turns), question))
+            cold.append(_timed(lambda q, fresh=fresh: fresh.search(q.text, turns=q.turns), question))
+            fresh.close()
+            fresh = Retrieval(index, embedder)
+            once.append(_timed(lambda q, fresh=fresh: fresh.search(q.text), question))
+            fresh.close()
         retrieval.close()
-    for arm, times in (("dense, plain", plain), ("thimble", ours), ("thimble, no turns before", once)):
+    arms = (("dense, plain", plain), ("thimble", ours), ("thimble, after a restart", cold), ("thimble, no turns", once))
+    for arm, times in arms:
         report.add(name, arm, "median", statistics.median(times), "ms")
         report.add(name, arm, "90th percentile", sorted(times)[len(times) * 9 // 10], "ms")
     report.add(name, "thimble", "times dense", statistics.median(ours) / statistics.median(plain))
+
+
+def _timed(run: Callable[[Question], object], question: Question) -> float:
+    began = time.perf_counter()
+    run(question)
+    return (time.perf_counter() - began) * 1000
 
 
 def _grown(data: Path, embedder: Embedder, work: Path, count: int) -> Index:
