@@ -39,9 +39,10 @@ def router(site: Site) -> APIRouter:
         }
 
     @routes.delete("/documents/{document_id}")
-    def remove(document_id: str, user: User) -> Json:
+    def remove(document_id: str, user: User, session_id: str = "") -> Json:
         site.require_writable()
-        site.assistant.remove_document(document_id, user=user)
+        removed = site.assistant.remove_document(document_id, user=user, session_id=session_id or None)
+        site.ingests.forget(Path(removed.source))
         return {}
 
     @routes.get("/uploads")

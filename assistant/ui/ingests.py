@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import threading
+import time
 import unicodedata
 from collections import deque
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class Ingests:
         self._uploads: dict[str, list[Upload]] = {}
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._sweep()
 
     def place(self, user: str, session_id: str | None, name: str, size_bytes: int) -> Path:
         """Return where an upload may be written; nothing that *name* holds leads out of its user's folder.
@@ -188,6 +190,11 @@ class Ingests:
             if left:
                 self._uploads[user] = left
 
+    def forget(self, path: Path) -> None:
+        """Delete the file of a document that was removed, where it is an upload."""
+        if path.resolve().is_relative_to(self._folder.resolve()):
+            path.unlink(missing_ok=True)
+
     def close(self, timeout_s: float = 20.0) -> None:
         """Stop the file being read (a later ingest goes on where it stopped) and end the thread."""
         with self._wake:
@@ -247,6 +254,13 @@ class Ingests:
                 upload.state = "cancelled"
             else:
                 upload.state = "updated" if report.updated else "unchanged" if report.unchanged else "added"
+
+    def _sweep(self) -> None:
+        """Delete what a killed process left behind: uploads that were never read, a day ago or earlier."""
+        for path in self._folder.rglob("*"):
+            left = path.suffix.lower() not in KEPT_SUFFIXES and path.is_file()
+            if left and path.stat().st_mtime < time.time() - 86_400:
+                path.unlink(missing_ok=True)
 
     def _drop(self, upload: Upload) -> None:
         if upload.path.is_relative_to(self._folder):  # the samples are read from where they are

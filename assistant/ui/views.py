@@ -10,7 +10,20 @@ from dataclasses import asdict
 from typing import Any
 
 from assistant.history.search import TurnHit
-from assistant.records import Answer, DocumentInfo, Done, Event, Passage, Queued, Quote, Retrieved, Token, Turn
+from assistant.records import (
+    LOCAL_USER,
+    SHARED,
+    Answer,
+    DocumentInfo,
+    Done,
+    Event,
+    Passage,
+    Queued,
+    Quote,
+    Retrieved,
+    Token,
+    Turn,
+)
 
 Json = dict[str, Any]
 
@@ -79,7 +92,7 @@ def document_view(document: DocumentInfo, *, user: str) -> Json:
         "chunk_count": document.chunk_count,
         "added_at": document.added_at,
         "session_only": document.session_id is not None,
-        "mine": document.owner == user,
+        "removable": document.owner == user or (user == LOCAL_USER and document.owner == SHARED),
     }
 
 

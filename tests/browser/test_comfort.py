@@ -260,7 +260,12 @@ def test_a_document_can_be_for_one_chat_only(page: Page, app: App, tmp_path: Pat
     expect(page.locator("#documents .file", has_text="marzipan.txt")).to_contain_text("this chat only")
     ask(page, "When does the marzipan project end?")
     expect(page.locator(".quote").first).to_contain_text("ninth of May")
+    address = page.url.removeprefix(app.url)
     page.get_by_role("button", name="New chat").click()
+    expect(page.locator("#documents .file", has_text="marzipan.txt")).to_have_count(0)
+    visit(page, app, address)
+    page.get_by_role("button", name="Remove marzipan.txt").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     expect(page.locator("#documents .file", has_text="marzipan.txt")).to_have_count(0)
 
 
@@ -274,3 +279,9 @@ def test_an_encrypted_file_asks_for_its_password(page: Page, app: App, tmp_path:
     page.get_by_role("dialog").get_by_role("textbox").fill("open sesame")
     page.get_by_role("dialog").get_by_role("button", name="Unlock").click()
     expect(page.get_by_role("button", name=f"Preview {file.name}")).to_be_visible()
+    kept = app.folder / "store" / "uploads"
+    assert [path.name for path in kept.rglob("sesame.pdf")] == ["sesame.pdf"]
+    page.get_by_role("button", name=f"Remove {file.name}").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(page.get_by_role("button", name=f"Preview {file.name}")).to_have_count(0)
+    assert list(kept.rglob("sesame.pdf")) == []

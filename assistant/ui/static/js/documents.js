@@ -176,7 +176,7 @@ export class Documents {
 
   async remove(document) {
     if (!(await ask({ title: t("documents.remove.title"), text: t("documents.remove.text", { name: document.name }), yes: t("documents.remove.yes"), danger: true }))) return;
-    await send("DELETE", `documents/${document.id}`);
+    await send("DELETE", `documents/${document.id}?${new URLSearchParams({ session_id: this.hooks.sessionId() })}`);
     toast(t("documents.removed", { name: document.name }));
     await this.load();
   }
