@@ -3,6 +3,7 @@
 Every arm is a process of its own over the same weights, so that its RSS is its own; the arms take turns within one
 run, with 2 threads each, and the figures are medians with their spread. Reading and writing are timed apart; a whole
 turn is the time to read the prompt and to write 100 tokens at the measured rate, since greedy answers differ in length.
+On a machine that does other work, compare CPU times, with ``--threads 1``: threads that spin while they wait count too.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gguf", type=Path, default=ROOT / "build" / "bench" / "SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--peer-python", type=Path, default=ROOT / ".venv-bench" / "bin" / "python")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--questions", type=int, default=40, help="questions of the answer and lookup figures")
     parser.add_argument("--only", choices=("speed", "quality"), default=None)
     parser.add_argument("--arm", default=None, help=argparse.SUPPRESS)
@@ -85,6 +87,8 @@ def add_turns(report: Report, name: str, arm: str, runs: list[dict[str, Any]]) -
     report.add(name, arm, "write", [run["new"] / run["write_s"] for run in runs], "tok/s")
     turns = [run["read_s"] + TURN_TOKENS * run["write_s"] / run["new"] for run in runs]
     report.add(name, arm, "whole turn", turns, "s")
+    cpu = [run["read_cpu"] + TURN_TOKENS * run["write_cpu"] / run["new"] for run in runs]
+    report.add(name, arm, "CPU time of it", cpu, "s")
     report.add(name, arm, "peak RSS", max(run["rss"] for run in runs) / 2**20, "MiB")
 
 
@@ -92,6 +96,7 @@ def follow_ups(args: argparse.Namespace, report: Report, arms: dict[str, Arm], p
     """Time the first token of a second question: the head and the first turn are the same, the quotes are new."""
     timed: dict[str, list[float]] = {arm: [] for arm in arms}
     kept: dict[str, list[float]] = {arm: [] for arm in arms}
+    spent: dict[str, list[float]] = {arm: [] for arm in arms}
     for number in range(args.runs):
         first = cut([prompts[number]], 600, args.models)[0]
         second = cut([prompts[(number + 1) % len(prompts)]], 800, args.models)[0][-1]
@@ -101,14 +106,16 @@ def follow_ups(args: argparse.Namespace, report: Report, arms: dict[str, Arm], p
             again = arms[arm].ask("turn", messages=messages, new=2, session="s", keep=True)
             timed[arm].append(again["read_s"])
             kept[arm].append(again["cached"])
+            spent[arm].append(again["read_cpu"])
     for arm, values in timed.items():
         report.add("follow-up in a session", arm, "first token", values, "s")
+        report.add("follow-up in a session", arm, "CPU time of it", spent[arm], "s")
         report.add("follow-up in a session", arm, "prompt kept", kept[arm], "tokens")
 
 
 def lookups(args: argparse.Namespace, report: Report, arms: dict[str, Arm]) -> None:
     """Time writing on real questions with their paragraphs, with drafts from the prompt and without."""
-    totals: dict[str, list[tuple[int, float]]] = {}
+    totals: dict[str, list[tuple[int, float, float]]] = {}
     accepted = steps = drafted = different = 0
     peers = [arm for arm in arms if arm != "thimble bf16"]
     for question, _, paragraphs in questions(args.data, args.questions):
@@ -116,17 +123,18 @@ def lookups(args: argparse.Namespace, report: Report, arms: dict[str, Arm]) -> N
         for arm in peers:
             run = arms[arm].ask("turn", messages=messages, new=64, lookup=False)
             label = "thimble, no lookup" if arm == "thimble" else arm
-            totals.setdefault(label, []).append((run["new"] - 1, run["write_s"]))
+            totals.setdefault(label, []).append((run["new"] - 1, run["write_s"], run["write_cpu"]))
             if arm == "thimble":
                 fast = arms[arm].ask("turn", messages=messages, new=64)
-                totals.setdefault("thimble", []).append((fast["new"] - 1, fast["write_s"]))
+                totals.setdefault("thimble", []).append((fast["new"] - 1, fast["write_s"], fast["write_cpu"]))
                 accepted, drafted = accepted + fast["accepted"], drafted + fast["drafted"]
                 steps += fast["steps"]
                 different += fast["text"] != run["text"]
     name = f"answers to {args.questions} questions of XQuAD"
     for arm, runs in totals.items():
-        new, seconds = (sum(column) for column in zip(*runs, strict=True))
+        new, seconds, cpu = (sum(column) for column in zip(*runs, strict=True))
         report.add(name, arm, "write", new / seconds, "tok/s")
+        report.add(name, arm, "CPU time a token", 1000 * cpu / new, "ms")
     report.add(name, "thimble", "drafts right", 100 * accepted / max(1, drafted), "%")
     report.add(name, "thimble", "tokens a step", 1 + accepted / max(1, steps))
     report.add(name, "thimble", "answers changed by lookup", different)
@@ -156,7 +164,7 @@ class Arm:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         python = args.peer_python if name.startswith("llama") else Path(sys.executable)
         command = [str(python), "-m", "bench.inference", "--arm", name, "--data", str(args.data)]
-        command += ["--models", str(args.models), "--gguf", str(args.gguf)]
+        command += ["--models", str(args.models), "--gguf", str(args.gguf), "--threads", str(args.threads)]
         self.name = name
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -182,11 +190,11 @@ class Arm:
 def serve(name: str, args: argparse.Namespace) -> None:
     """Be one contender: answer lines of JSON until there are none."""
     if name.startswith("llama"):
-        contender = llama_cpp(name.split()[1], args.gguf)
+        contender = llama_cpp(name.split()[1], args.gguf, args.threads)
     elif name == "transformers":
-        contender = transformers_generate(args.models / MODEL)
+        contender = transformers_generate(args.models / MODEL, args.threads)
     else:
-        contender = thimble(name.removeprefix("thimble").strip() or "auto", args.models)
+        contender = thimble(name.removeprefix("thimble").strip() or "auto", args.models, args.threads)
     out = sys.stdout
     sys.stdout = sys.stderr
     for line in sys.stdin:
@@ -199,13 +207,13 @@ def serve(name: str, args: argparse.Namespace) -> None:
 Contender = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
-def thimble(dtype: str, models: Path) -> Contender:
+def thimble(dtype: str, models: Path, threads: int) -> Contender:
     """Run our own model."""
     from assistant.inference import Sampling
     from assistant.inference.local import LocalChatModel
     from assistant.worker import TorchWorker
 
-    worker = TorchWorker(2)
+    worker = TorchWorker(threads)
     model = LocalChatModel(models / MODEL, worker, dtype=dtype, prefix_cache_bytes=64 << 20)
 
     def do(task: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -215,13 +223,17 @@ def thimble(dtype: str, models: Path) -> Contender:
             model.release_caches()
         sampling = Sampling(max_new_tokens=request["new"], speculation=request.get("lookup", True))
         generation = model.start(request["messages"], sampling, session_id=request.get("session"))
-        text = "".join(generation)
+        began = time.process_time()
+        text = next(generation, "")
+        first = time.process_time()
+        text += "".join(generation)
+        cpu = {"read_cpu": first - began, "write_cpu": time.process_time() - first}
         stats = generation.stats
         return {
             "text": text, "prompt": stats.prompt_tokens, "cached": stats.cached_tokens, "new": stats.new_tokens,
             "read_s": stats.prefill_s, "write_s": stats.decode_s, "accepted": stats.accepted,
             "drafted": stats.drafted, "steps": stats.steps,
-        }  # fmt: skip
+        } | cpu  # fmt: skip
 
     return do
 
@@ -246,30 +258,32 @@ def perplexity(model: Any, texts: list[str]) -> float:
     return math.exp(total / count)
 
 
-def transformers_generate(folder: Path) -> Contender:
+def transformers_generate(folder: Path, threads: int) -> Contender:
     """Run ``generate`` at its defaults."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from assistant.inference.chat_text import ChatText
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     text = ChatText(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
 
     class Clock:
         def __init__(self) -> None:
             self.times: list[float] = []
+            self.cpu: list[float] = []
 
         def put(self, value: Any) -> None:
             self.times.append(time.perf_counter())
+            self.cpu.append(time.process_time())
 
         def end(self) -> None:
             pass
 
     def do(task: str, request: dict[str, Any]) -> dict[str, Any]:
         prompt, clock = text.prompt(request["messages"]), Clock()
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         ids = torch.tensor([prompt])
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=request["new"], do_sample=False, streamer=clock
@@ -278,12 +292,13 @@ def transformers_generate(folder: Path) -> Contender:
         return {
             "text": text.decode(said), "prompt": len(prompt), "cached": 0, "new": max(1, len(said)),
             "read_s": clock.times[1] - began, "write_s": clock.times[-1] - clock.times[1],
+            "read_cpu": clock.cpu[1] - began_cpu, "write_cpu": clock.cpu[-1] - clock.cpu[1],
         }  # fmt: skip
 
     return do
 
 
-def llama_cpp(kind: str, gguf: Path) -> Contender:
+def llama_cpp(kind: str, gguf: Path, threads: int) -> Contender:
     """Run llama.cpp on the packaged GGUF, or on one requantized from it."""
     import llama_cpp as lib
 
@@ -294,7 +309,7 @@ def llama_cpp(kind: str, gguf: Path) -> Contender:
         params.allow_requantize = True
         if lib.llama_model_quantize(str(gguf).encode(), str(path).encode(), params):
             raise SystemExit(f"llama.cpp can't make {path.name}.")
-    model = lib.Llama(str(path), n_ctx=2048, n_threads=2, n_threads_batch=2, n_batch=512, verbose=False)
+    model = lib.Llama(str(path), n_ctx=2048, n_threads=threads, n_threads_batch=threads, n_batch=512, verbose=False)
 
     def do(task: str, request: dict[str, Any]) -> dict[str, Any]:
         prompt = model.tokenize(render(request["messages"]).encode(), add_bos=False, special=True)
@@ -308,9 +323,10 @@ def llama_cpp(kind: str, gguf: Path) -> Contender:
         said: list[int] = []
         began = time.perf_counter()
         first = began
+        began_cpu = first_cpu = time.process_time()
         for token in model.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
             if not said:
-                first = time.perf_counter()
+                first, first_cpu = time.perf_counter(), time.process_time()
             if token == model.token_eos():
                 break
             said.append(token)
@@ -319,6 +335,7 @@ def llama_cpp(kind: str, gguf: Path) -> Contender:
         return {
             "text": model.detokenize(said).decode(errors="replace"), "prompt": len(prompt), "cached": kept,
             "new": max(1, len(said)), "read_s": first - began, "write_s": time.perf_counter() - first,
+            "read_cpu": first_cpu - began_cpu, "write_cpu": time.process_time() - first_cpu,
         }  # fmt: skip
 
     return do

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,10 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
+        with contextlib.suppress(ConnectionError):  # a reader that stopped hangs up
+            self._answer()
+
+    def _answer(self) -> None:
         for piece in PIECES:
             self._say({"choices": [{"index": 0, "delta": {"role": "assistant", "content": piece}}]})
         self._say({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
