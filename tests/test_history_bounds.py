@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from pathlib import Path
 
@@ -21,6 +22,25 @@ def ask(history: History, session_id: str, question: str, answer: str = "yes", *
     turn = history.begin(session_id, question, **begin)  # type: ignore[arg-type]
     history.append(turn.id, answer)
     return history.finish(turn.id, details={"receipt": {"prompt": 512}}).id
+
+
+def test_deleting_a_session_reaches_the_archive(tmp_path: Path) -> None:
+    def archived() -> bytes:
+        return b"".join(gzip.decompress(path.read_bytes()) for path in (tmp_path / "archive").iterdir())
+
+    with History.open(tmp_path, max_bytes=LIMIT) as history:
+        while history.find_session("s") is None or history.session("s").archived_count < 20:
+            ask(history, "s", "the secret", "long " * 400)
+            ask(history, "other", "the rest", "long " * 400)
+            ask(history, "s", "again", "short")
+        assert b"the secret" in archived()
+        history.delete("s")
+        assert b"the secret" not in archived()
+        rest = archived().count(b"the rest")
+        for _ in range(40):
+            ask(history, "third", "more", "long " * 400)
+        assert archived().count(b"the rest") >= rest > 0
+        assert history.check().ok
 
 
 def test_the_disk_never_holds_more_than_the_limit(tmp_path: Path) -> None:

@@ -62,6 +62,48 @@ class Archive:
             data = path.read_bytes()
             yield from _lines(data[:length] if path.name == name else data)
 
+    def forget(self, db: sqlite3.Connection, user: str, session_id: str) -> int:
+        """Take a deleted session's turns out of every file; returns how many there were.
+
+        Each file that holds some is written anew and put in place at once. Call it in the transaction that deletes the
+        session: after a crash in between, deleting again finishes the work.
+
+        Raises:
+            StorageFullError: There is no room for the new file; the old one is unharmed.
+        """
+        row = db.execute("SELECT value FROM meta WHERE name = ?", (_META,)).fetchone()
+        current, length = json.loads(row[0]) if row else ("", 0)
+        gone = 0
+        for path in sorted(self.folder.glob("turns-*.jsonl.gz")):
+            data = path.read_bytes()
+            turns = list(_lines(data[:length] if path.name == current else data))
+            kept = [turn for turn in turns if (turn["user"], turn["session_id"]) != (user, session_id)]
+            if len(kept) == len(turns):
+                continue
+            gone += len(turns) - len(kept)
+            lines = "".join(json.dumps(turn, ensure_ascii=False) + "\n" for turn in kept)
+            fresh = gzip.compress(lines.encode("utf-8", "replace"), 6, mtime=0) if kept else b""
+            self._replace(path, fresh)
+            if path.name == current:
+                db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_META, json.dumps([current, len(fresh)])))
+        return gone
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        part = path.with_suffix(".part")
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(self.folder)
+        except OSError as exc:
+            part.unlink(missing_ok=True)
+            raise StorageFullError(
+                f"The archive {self.folder.name}/ can't be written ({exc.strerror}), so nothing was deleted; free some "
+                "disk space and delete it again."
+            ) from exc
+
     def _current(self, db: sqlite3.Connection) -> tuple[str, int]:
         row = db.execute("SELECT value FROM meta WHERE name = ?", (_META,)).fetchone()
         name, length = json.loads(row[0]) if row else ("", 0)

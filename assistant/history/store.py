@@ -191,11 +191,12 @@ class History:
         return self.session(session_id, user)
 
     def delete(self, session_id: str, user: str = LOCAL_USER) -> None:
-        """Delete a session with all its turns and branches."""
+        """Delete a session with all its turns and branches, archived ones included."""
         key = _key(session_id, user)
 
         def work(db: sqlite3.Connection) -> None:
             self._row(db, key)
+            Archive(self._db.path.parent / "archive").forget(db, *key)
             db.execute("DELETE FROM turns WHERE user = ? AND session_id = ?", key)
             db.execute("DELETE FROM sessions WHERE user = ? AND id = ?", key)
 
