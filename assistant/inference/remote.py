@@ -37,15 +37,18 @@ class RemoteChatModel:
     def __init__(self, *, url: str, model_name: str, api_key: str = "", context_tokens: int = 0) -> None:
         try:
             from langchain_openai import ChatOpenAI
+            from pydantic import SecretStr
         except ImportError as exc:
-            raise ModelError(
-                f"The model at {url} needs one more package: pip install 'thimble[remote]' (langchain-openai)."
-            ) from exc
+            raise ModelError(f"The model at {url} needs one more package: pip install langchain-openai.") from exc
         self.name = model_name or url
         self.url = url
         self.context_tokens = context_tokens or DEFAULT_CONTEXT
         self._client: Any = ChatOpenAI(
-            base_url=url, model=model_name or "default", api_key=api_key or "none", max_retries=1, stream_usage=True
+            base_url=url,
+            model=model_name or "default",
+            api_key=SecretStr(api_key or "none"),
+            max_retries=1,
+            stream_usage=True,
         )
 
     def count(self, text: str) -> int:
