@@ -306,7 +306,7 @@ class TurnRunner:
         """Hold the model's sentences against the evidence; text that is quoted needs no check."""
         if state.fitted is None or not state.text:
             return ()
-        return grounding.check(state.text, state.shown, self._parts.embedder)
+        return grounding.check(state.text, state.shown, self._parts.embedder, question=state.request.question)
 
     # How a turn ends
 

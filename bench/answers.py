@@ -2,7 +2,8 @@
 
 The judgement is held against two plain ones from the same searches: the best cosine and the best BM25. A turn's reply
 "holds" the answer when one of the gold spans stands in it, letter case and spaces aside; a reply that declines holds
-none. Grounding is the AUC of a reply's least supported sentence against whether the reply holds the answer.
+none. Grounding is the AUC of a reply's best supported sentence (and of the mean of all) against whether the reply
+holds the answer.
 """
 
 from __future__ import annotations
@@ -110,8 +111,10 @@ def _xquad(report: Report, data: Path, work: Path, count: int, model: str) -> No
     )
     marked = [row for row in rows if row.answer.marks and not row.declined]
     if len({row.holds for row in marked}) == 2:
-        supports = [min(mark.support for mark in row.answer.marks) for row in marked]
-        report.add(name, "thimble", "grounding AUC", auc([row.holds for row in marked], supports))
+        right = [row.holds for row in marked]
+        for how, pick in (("best", max), ("mean", statistics.fmean)):
+            supports = [float(pick([mark.support for mark in row.answer.marks])) for row in marked]
+            report.add(name, "thimble", f"grounding AUC, {how} sentence", auc(right, supports))
 
 
 def held(text: str, question: Question) -> bool:
