@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -233,3 +234,24 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(HistoryError, match="history_dir"):
         History.open(tmp_path / "file" / "history")
+
+
+def test_a_piece_on_its_way_to_the_disk_never_comes_after_the_end(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = history.begin("contract", "How long is the notice period?")
+    history.append(turn.id, "Three")  # written at once; what follows is the flushing thread's
+    under_way, write = threading.Event(), history._buffer._write
+
+    def slowly(turn_id: int, text: str) -> None:
+        under_way.set()
+        time.sleep(0.3)
+        write(turn_id, text)
+
+    monkeypatch.setattr(history._buffer, "_write", slowly)
+    history.append(turn.id, " months.")
+    assert under_way.wait(10)
+    history.finish(turn.id, answer="Three months.", details={"quotes": []})
+    time.sleep(0.5)  # room for a straggler
+    assert [stored.answer for stored in history.turns("contract")] == ["Three months."]
+    assert not history.check().problems

@@ -307,9 +307,10 @@ class History:
             db.execute("UPDATE sessions SET updated_at = ? WHERE user = ? AND id = ?", (now, *head[:2]))
             return turn_from(db.execute("SELECT * FROM turns WHERE id = ?", (turn_id,)).fetchone())
 
-        done = self._db.transact(work, reserve_share=0.2)
-        self._crcs.pop(turn_id, None)
-        self._buffer.forget(turn_id)
+        with self._buffer.held():  # else a piece on its way to the disk would come after the end
+            done = self._db.transact(work, reserve_share=0.2)
+            self._crcs.pop(turn_id, None)
+            self._buffer.forget(turn_id)
         return done
 
     def add(self, session_id: str, turns: Iterable[NewTurn], *, user: str = LOCAL_USER, title: str = "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 FLUSH_S = 0.4
 """How long shown text may wait for the disk; half of the second that is promised, less a slow disk's sync."""
@@ -61,6 +62,10 @@ class Buffer:
             finally:
                 with self._changed:
                     self._flushed_at[turn_id] = time.monotonic()
+
+    def held(self) -> AbstractContextManager[object]:
+        """Keep everybody else from writing for a while: nothing may be added to a turn that is just being ended."""
+        return self._one_writer
 
     def forget(self, turn_id: int) -> None:
         """Drop what is known of a turn that is over."""
