@@ -258,6 +258,7 @@ def stored_chunks(store_dir: Path) -> int:
 def _make_worker(parts: Parts) -> TorchWorker:
     from .worker import TorchWorker
 
+    _ = parts.plan  # first of all: a budget too small for anything is refused, not overrun
     return TorchWorker(parts.settings.threads)
 
 
