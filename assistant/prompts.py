@@ -52,16 +52,12 @@ class Prompts:
         head = fill(self.recalled, turns="\n".join(map(_recalled_line, recalled))) if recalled else ""
         if not quotes:
             return head + fill(self.bare, question=question)
-        return head + fill(self.question, quotes="\n".join(map(_quote_line, quotes)), question=question)
+        return head + fill(self.question, quotes=" ".join(_one_line(quote.text) for quote in quotes), question=question)
 
 
 def fill(template: str, **values: str) -> str:
     """Fill in ``{name}`` for the given names only; braces in the values, or around other words, stay as they are."""
     return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)
-
-
-def _quote_line(quote: Quote) -> str:
-    return f"[{quote.number}] {_one_line(quote.text)}"
 
 
 def _recalled_line(quote: Quote) -> str:

@@ -79,7 +79,13 @@ class Settings:
 
     # Retrieval
     top_k: int = _setting(8, "Chunks retrieved a turn.", minimum=1, maximum=100)
-    max_quotes: int = _setting(4, "Quotes shown and given to the model.", minimum=1, maximum=20)
+    max_quotes: int = _setting(4, "Quotes shown with an answer.", minimum=1, maximum=20)
+    model_quotes: int = _setting(
+        3,
+        "Of these, how many the model words its answer from, best first; a small model gets lost in more.",
+        minimum=1,
+        maximum=20,
+    )
     recall_across_sessions: bool = _setting(False, "Recall turns from the user's other sessions too.")
     answer_threshold: float = _setting(0.5, "Below this chance that the documents answer, the reply says so.",
                                        minimum=0, maximum=1)  # fmt: skip

@@ -212,8 +212,9 @@ class TurnRunner:
         if model is None or not self._worth_asking(state):
             return None
         limits = self._admit(state, model)
+        given = state.quotes[: settings.model_quotes]
         state.fitted = budget.fit(
-            parts.prompts.system, self._earlier(state), state.recalled, state.quotes, state.turn.question,
+            parts.prompts.system, self._earlier(state), state.recalled, given, state.turn.question,
             context_tokens=model.context_tokens, reserve_tokens=settings.max_new_tokens, model=model,
             render=parts.prompts.user_message, window_tokens=max(1, limits.window_tokens),
             recall_tokens=max(1, limits.recall_tokens), evidence_tokens=max(1, limits.evidence_tokens),

@@ -57,19 +57,19 @@ def test_a_damaged_file_is_named(folder: Path, damage: str) -> None:
 def test_an_edited_prompt_is_what_the_model_gets(folder: Path) -> None:
     (folder / "question.md").write_text("Q={question} E={quotes}")
     prompts = Prompts.load(folder)
-    assert prompts.user_message("Why?", [_quote(1, "Because\nof it.")]) == "Q=Why? E=[1] Because of it."
+    assert prompts.user_message("Why?", [_quote(1, "Because\nof it.")]) == "Q=Why? E=Because of it."
 
 
 def test_braces_in_documents_and_questions_are_left_alone(folder: Path) -> None:
     prompts = Prompts.load(folder)
     text = prompts.user_message("What is {quotes}?", [_quote(1, "{question} and {x} {0}")])
     assert "What is {quotes}?" in text
-    assert "[1] {question} and {x} {0}" in text
+    assert "{question} and {x} {0}" in text
     assert fill("{a}{b}", a="{b}", b="c") == "{b}c"
 
 
 def test_recalled_turns_come_before_the_quotes(folder: Path) -> None:
     prompts = Prompts.load(folder)
     text = prompts.user_message("And?", [_quote(1, "A fact.")], [_quote(2, "My cat is Tom.", "user")])
-    assert text.index("User: My cat is Tom.") < text.index("[1] A fact.") < text.index("And?")
+    assert text.index("User: My cat is Tom.") < text.index("A fact.") < text.index("And?")
     assert "Text:" not in prompts.user_message("And?", [], [_quote(2, "My cat is Tom.", "user")])
