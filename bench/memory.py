@@ -111,7 +111,7 @@ def _fill(assistant: object, chunks: int) -> None:
             for n in range(len(vectors))
         ]
         index.add_chunks("filler", batch, vectors)
-    index.finish_document("filler", "ready")
+    index.finish_document("filler", info=info)
 
 
 if __name__ == "__main__":
