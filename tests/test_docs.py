@@ -79,7 +79,8 @@ def test_the_python_example_runs_as_printed(packaged_models: Path, tmp_path: Pat
         [sys.executable, "-c", example], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert "[1] Afterwards the notice period is six weeks to the end of a month. (handbook.md" in " ".join(done.stdout.split())
+    printed = " ".join(done.stdout.split())
+    assert "[1] Afterwards the notice period is six weeks to the end of a month. (handbook.md" in printed
     assert "tokens;" in done.stdout
 
 
