@@ -29,6 +29,7 @@ from assistant.errors import (
     AssistantError,
     BusyError,
     HistoryError,
+    ImportFormatError,
     ServerError,
     SettingsError,
     StaleSessionError,
@@ -65,6 +66,7 @@ _STATUS: dict[type[AssistantError], int] = {
     AccessError: 403,
     BusyError: 503,
     StorageFullError: 507,
+    ImportFormatError: 400,
     HistoryError: 500,
 }
 
