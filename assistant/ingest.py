@@ -79,7 +79,7 @@ class Ingestor:
             session_id: The only session that may use them.
             on_progress: Called as it goes, in this thread.
             cancel: Set it to stop; what is written stays, and the next ingest goes on from there.
-            passwords: To try on encrypted PDFs.
+            passwords: To try on encrypted PDF and Office files.
 
         Returns:
             What was added, updated, unchanged and refused, with the reason for each.

@@ -18,7 +18,6 @@ from assistant.errors import (
     DamagedDocumentError,
     DocumentTooLargeError,
     EmptyDocumentError,
-    EncryptedDocumentError,
     UnsupportedFormatError,
 )
 from assistant.loaders import SUPPORTED, Parser
@@ -396,7 +395,7 @@ def test_content_decides_over_the_name(parser: Parser, tmp_path: Path) -> None:
         ("a.zip", b"", EmptyDocumentError, "empty"),
         ("a.ipynb", b"[]", DamagedDocumentError, "not a notebook"),
         ("a.xlsx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600 + "EncryptedPackage".encode("utf-16-le"),
-         EncryptedDocumentError, "encrypted"),
+         DamagedDocumentError, "encrypted and can't be decrypted"),
     ],
 )  # fmt: skip
 def test_each_bad_file_has_its_own_reason(

@@ -60,7 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     ingest = command("ingest", "documents", "ingest", "read files and folders into the index")
     ingest.add_argument("paths", nargs="+", metavar="PATH")
-    ingest.add_argument("--password", action="append", default=[], metavar="TEXT", help="to try on encrypted PDFs")
+    ingest.add_argument(
+        "--password", action="append", default=[], metavar="TEXT", help="to try on encrypted PDF and Office files"
+    )
     ingest.add_argument("--session", default=None, metavar="ID", help="use these documents in this session only")
     ingest.add_argument("--watch", type=float, default=None, metavar="SECONDS", help="look again every so often")
     ingest.add_argument("--json", action="store_true", help="print the report as JSON")

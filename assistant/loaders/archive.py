@@ -49,7 +49,7 @@ def opened(source: Source) -> Iterator[zipfile.ZipFile]:
             if len(entries) > _MAX_ENTRIES:
                 raise DocumentTooLargeError(source.name, f"it packs {len(entries)} files")
             if entries and any(entry.flag_bits & 1 for entry in entries):
-                raise EncryptedDocumentError(source.name, "it is encrypted", "save it without a password")
+                raise EncryptedDocumentError(source.name, "it is encrypted", "save it without encryption")
             yield archive
     except (zipfile.BadZipFile, EOFError, NotImplementedError, zipfile.LargeZipFile, ValueError) as exc:
         if isinstance(exc, UnicodeError):

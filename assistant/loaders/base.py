@@ -26,7 +26,7 @@ class Source:
     Attributes:
         path: Where it is.
         name: How the user named it, for errors.
-        passwords: To try on encrypted PDFs.
+        passwords: To try on encrypted files.
         depth: How many files this one is inside of (an attachment of a mail of an archive).
     """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from assistant.errors import DamagedDocumentError, ParserLimitError, UnsupportedFormatError
 from assistant.records import Segment
 
-from . import registry
+from . import locked, registry
 from .base import Source, clean, squeeze, text_segments
 
 _TIMEOUT_S = 50
@@ -36,6 +36,9 @@ def load(source: Source) -> Iterator[Segment]:
         wanted = " or ".join(["LibreOffice", *(tool[0] for tool in _PLAIN[kind])])
         raise UnsupportedFormatError(source.name, f"{kind} files of before 2007 need a converter",
                                      f"install {wanted}, or save it as {kind}x")  # fmt: skip
+    if locked.is_locked(source):
+        yield from locked.load(source)
+        return
     for tool in tools:
         text = squeeze_blocks(_run([*tool, str(source.path)], source))
         if text:
@@ -55,9 +58,14 @@ def squeeze_blocks(text: str) -> list[str]:
 
 def _through_office(office: str, kind: str, source: Source) -> Iterator[Segment]:
     with tempfile.TemporaryDirectory(prefix="thimble-") as folder:
+        path = Path(folder, source.path.name)
+        if source.path.is_symlink():  # LibreOffice wants the file itself
+            shutil.copyfile(source.path, path)
+        else:
+            path = source.path
         profile = f"-env:UserInstallation=file://{folder}/profile"
         _run(
-            [office, profile, "--headless", "--convert-to", f"{kind[1:]}x", "--outdir", folder, str(source.path)],
+            [office, profile, "--headless", "--convert-to", f"{kind[1:]}x", "--outdir", folder, str(path)],
             source,
         )
         found = list(Path(folder).glob(f"*{kind}x"))

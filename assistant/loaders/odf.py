@@ -32,7 +32,7 @@ def load(source: Source) -> Iterator[Segment]:
             archive = stack.enter_context(opened(source))
             manifest = tree(archive, "META-INF/manifest.xml")
             if manifest is not None and any(local(node) == "encryption-data" for node in manifest.iter()):
-                raise EncryptedDocumentError(source.name, "it is encrypted", "save it without a password")
+                raise EncryptedDocumentError(source.name, "it is encrypted", "save it without encryption")
             stream = stack.enter_context(member(archive, source, "content.xml"))
         seen = False
         try:

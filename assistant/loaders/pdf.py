@@ -61,7 +61,8 @@ def _open(source: Source) -> pdfium.PdfDocument:
             break
     if "password" in str(error).lower():
         if source.passwords:
-            raise EncryptedDocumentError(source.name, "no password that was given opens it") from error
+            raise EncryptedDocumentError(source.name, "it is encrypted and no password that was given opens it",
+                                         "check the password") from error  # fmt: skip
         raise EncryptedDocumentError(source.name, "it is encrypted", "give its password") from error
     if "security" in str(error).lower():
         raise EncryptedDocumentError(

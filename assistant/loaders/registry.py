@@ -15,7 +15,6 @@ from pathlib import Path
 from assistant.errors import (
     DamagedDocumentError,
     EmptyDocumentError,
-    EncryptedDocumentError,
     UnsupportedFormatError,
 )
 from assistant.records import Segment
@@ -50,6 +49,7 @@ _RTF = Format("RTF", "rtf")
 _DOC = Format("Word 97-2003", "legacy", binary=True)
 _PPT = Format("PowerPoint 97-2003", "legacy", binary=True)
 _MAIL = Format("mail", "mail")
+_LOCKED = Format("locked Office", "locked", binary=True)
 
 SUPPORTED: dict[str, Format] = {
     ".txt": _TEXT, ".text": _TEXT, ".log": _TEXT, ".vtt": _TEXT, ".srt": _TEXT, ".yaml": _TEXT, ".yml": _TEXT,
@@ -91,7 +91,6 @@ def choose(source: Source) -> Format:
 
     Raises:
         EmptyDocumentError: It has no bytes.
-        EncryptedDocumentError: An Office file locked with a password.
         UnsupportedFormatError: No loader reads it.
         DamagedDocumentError: It is not what its name says.
     """
@@ -176,7 +175,7 @@ def _compound(source: Source) -> Format:
             return data.find(name.encode("utf-16-le")) >= 0
 
         if holds("EncryptedPackage"):
-            raise EncryptedDocumentError(source.name, "it is encrypted", "save it without a password")
+            return _LOCKED
         # A Word document may embed a sheet and a slide both; its own suffix breaks the tie.
         found = [kind for name, kind in (("WordDocument", _DOC), ("PowerPoint Document", _PPT), ("Workbook", _SHEETS),
                                          ("Book", _SHEETS)) if holds(name)]  # fmt: skip

@@ -68,7 +68,7 @@ class Parser:
         Args:
             path: The file.
             name: How errors call it; its path otherwise.
-            passwords: To try on encrypted PDFs.
+            passwords: To try on encrypted PDF and Office files.
             cancelled: Asked while waiting.
 
         Raises:

@@ -9,10 +9,10 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from assistant.errors import DamagedDocumentError, EmptyDocumentError, EncryptedDocumentError
+from assistant.errors import DamagedDocumentError, EmptyDocumentError
 from assistant.records import Segment
 
-from . import drawing
+from . import drawing, locked
 from .archive import local, opened, tree
 from .base import Source, Table, one_line, row_segments, squeeze, text_segments
 
@@ -71,8 +71,9 @@ def load_other(source: Source) -> Iterator[Segment]:
     try:
         book = calamine.load_workbook(str(source.path))
         names = list(book.sheet_names)
-    except calamine.PasswordError as exc:
-        raise EncryptedDocumentError(source.name, "it is encrypted", "save it without a password") from exc
+    except calamine.PasswordError:
+        yield from locked.load(source)
+        return
     except (calamine.CalamineError, OSError) as exc:
         raise DamagedDocumentError(source.name, "it is not a readable workbook", "open and save it anew") from exc
     seen = failed = False
