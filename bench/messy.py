@@ -2,6 +2,10 @@
 
 Every file below ``messy/`` goes through the parser child as an ingest would send it. The text of the files that come
 with a reference (docling's Markdown, or its JSON where that alone is there) is compared with it word by word.
+
+With ``--ingest`` the files go all the way instead, in one call: parser, chunker, embedder, Chroma and SQLite. Each must
+end in the index with chunks that both stores hold, or refused there with its reason, and a second call must find
+nothing to do. ``--files N`` takes every so many-th file, for a quick look.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from html import unescape
@@ -17,7 +22,13 @@ from typing import Any
 
 from assistant.chunking import extracted
 from assistant.errors import DocumentError
+from assistant.index import Index
+from assistant.ingest import Ingestor
 from assistant.loaders import Parser
+from assistant.models import resolve
+from assistant.records import IngestProgress
+from assistant.settings import Settings
+from assistant.worker import TorchWorker
 
 from .report import Report, arguments, require_data
 
@@ -30,10 +41,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = arguments(__doc__)
     parser.add_argument("--worst", type=int, default=0, metavar="N", help="name the N files with the lowest recall")
     parser.add_argument("--refused", action="store_true", help="list the files refused, with their reasons")
+    parser.add_argument("--ingest", action="store_true", help="bring every file into a real index instead")
+    parser.add_argument("--files", type=int, default=0, help="with --ingest: about so many of the files; 0 is all")
     options = parser.parse_args(argv)
     require_data(options.data, "messy")
-    root = options.data / "messy"
+    root = (options.data / "messy").resolve()
     report = Report("messy", options.json)
+    if options.ingest:
+        ingested(root, report, options.files, list_refused=options.refused)
+        report.close()
+        return 0
     outcomes(root, report, list_refused=options.refused)
     recall(root, report, options.worst)
     report.close()
@@ -75,6 +92,68 @@ def outcomes(root: Path, report: Report, *, list_refused: bool) -> None:
     for name in sorted(counts):
         if name.endswith("Error"):
             report.add("refused", "thimble", name, counts[name], "files")
+
+
+def ingested(root: Path, report: Report, most: int, *, list_refused: bool) -> None:
+    """Bring the files into an index as a user would; how each ended is read from the index, not from the report."""
+    from assistant.embedding import load_embedder
+
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    files = files[:: max(1, len(files) // most)] if most else files
+    worker = TorchWorker(2)
+    embedder = load_embedder(resolve("packaged", Settings().models_dir, kind="embedder"), worker)
+    slowest, last = (0.0, ""), time.perf_counter()
+
+    def seen(progress: IngestProgress) -> None:
+        nonlocal slowest, last
+        now = time.perf_counter()
+        slowest, last = max(slowest, (now - last, progress.file)), now
+
+    counts: Counter[str] = Counter()
+    began = last
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Index.open(Path(name), dimension=embedder.dimension, fingerprint=embedder.fingerprint) as index,
+    ):
+        ingestor = Ingestor(index, embedder)
+        done = ingestor.ingest(files, on_progress=seen)
+        total = time.perf_counter() - began
+        known = {document.source: document for document in index.all_documents()}
+        for path in files:
+            document = known.get(str(path))
+            if document is not None and document.status == "ready" and document.chunk_count:
+                counts["indexed"] += 1
+            elif document is not None and document.status == "refused" and _clear(document.reason):
+                counts["refused"] += 1
+                counts[str(document.metadata["error"])] += 1
+                if list_refused:
+                    sys.stdout.write(f"{path.relative_to(root)}: {document.reason}\n")
+            else:
+                counts["neither"] += 1
+                sys.stdout.write(f"neither: {path.relative_to(root)}: {document}\n")
+        health, chunks = index.check(), index.chunk_count()
+        again = ingestor.ingest(files)
+    embedder.close()
+    worker.close()
+    report.add("ingest", "thimble", "files", len(files))
+    for name in ("indexed", "refused", "neither"):
+        report.add("ingest", "thimble", name, counts[name], "files")
+    report.add("ingest", "thimble", "chunks", chunks)
+    report.add("ingest", "thimble", "longest without a word", slowest[0], "s")
+    report.add("ingest", "thimble", "all", total, "s")
+    report.add("ingest", "thimble", "problems of the index", len(health.problems))
+    report.add("ingest", "thimble", "embedded", done.chunks_embedded)
+    report.add("ingest", "again", "embedded", again.chunks_embedded)
+    report.add("ingest", "again", "all", again.seconds, "s")
+    for name in sorted(counts):
+        if name.endswith("Error"):
+            report.add("refused", "thimble", name, counts[name], "files")
+    sys.stdout.write(f"longest without a word: {slowest[1]}\n")
+
+
+def _clear(reason: str) -> bool:
+    """Tell whether a reason is one line that names no insides of ours."""
+    return bool(reason) and "\n" not in reason and "Traceback" not in reason
 
 
 def recall(root: Path, report: Report, worst: int) -> None:
