@@ -10,7 +10,7 @@ export GRADIO_ANALYTICS_ENABLED := False
 export ANONYMIZED_TELEMETRY := False
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-history bench-recall bench-retrieval bench-answers soak-kill bench-ingest bench-messy bench-inference bench-memory soak soak-plain profile clean
+.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-history bench-recall bench-transfer bench-retrieval bench-answers soak-kill bench-ingest bench-messy bench-inference bench-memory soak soak-plain profile clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -81,6 +81,9 @@ bench-history: setup-dev ## Measure a session of 100,000 turns against one of 10
 
 bench-recall: setup-dev models ## Measure how old turns are found again: DATA=folder
 	$(BIN)/python -m bench.recall --data $(DATA) $(ARGS)
+
+bench-transfer: setup-dev ## Import a conversations.json of 500 MB, made for it, through the command line (ARGS="--megabytes 50")
+	$(BIN)/python -m bench.transfer $(ARGS)
 
 soak-kill: setup-dev ## Kill writers of the history 300 times
 	$(BIN)/python -m pytest -m soak tests/test_history_kill.py $(ARGS)

@@ -17,11 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-import ijson
-
 from .errors import ImportFormatError, SessionExistsError, SessionNameError, StorageFullError
 from .foreign import Conversation, conversation_from
 from .history import History, NewTurn, Session
+from .jsonstream import CutOffError, array_items, line_items
 from .records import LOCAL_USER, Turn
 
 FORMAT, VERSION = "thimble-history", 1
@@ -176,12 +175,10 @@ def import_file(history: History, path: Path, user: str = LOCAL_USER, *,
         head = file.read(1 << 16)
         file.seek(0)
         first = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        if first == b"[":
-            _import_array(history, file, user, report, told)
-        elif first == b"{" and _is_lines(head):
+        if first == b"{" and _is_lines(head):
             _import_lines(history, file, user, report, told)
-        elif first == b"{":
-            _import_array(history, file, user, report, told, prefix="")
+        elif first in (b"[", b"{"):
+            _import_array(history, file, user, report, told)
         else:
             raise ImportFormatError(f"{path.name} is not an export of conversations: it holds no JSON.")
         if not report.kind and not report.cut_off:
@@ -225,18 +222,18 @@ def _is_lines(head: bytes) -> bool:
         return len(line) >= 1 << 15  # a first line too long to see its end: no pretty-printer made it
 
 
-def _import_array(history: History, file: IO[bytes], user: str, report: ImportReport, told: Callable[[], None], *,
-                  prefix: str = "item") -> None:  # fmt: skip
+def _import_array(history: History, file: IO[bytes], user: str, report: ImportReport, told: Callable[[], None]) -> None:
     """Take the items of one JSON array, an item in RAM at a time."""
-    number = 0
     try:
-        for number, item in enumerate(ijson.items(file, prefix), 1):
-            _take(history, item, f"conversation {number}", user, report)
+        for item in array_items(file):
+            place = f"conversation {item.number}"
+            if item.error:
+                report.skip(place, item.error)
+            else:
+                _take(history, item.value, place, user, report)
             told()
-    except ijson.IncompleteJSONError:
-        report.cut_off = f"it ends within conversation {number + 1}, which is left out"
-    except ijson.JSONError as exc:
-        report.cut_off = f"it can't be read beyond conversation {number} ({str(exc).splitlines()[0][:80]})"
+    except CutOffError as exc:
+        report.cut_off = f"it ends within conversation {exc}, which is left out"
 
 
 def _import_lines(history: History, file: IO[bytes], user: str, report: ImportReport, told: Callable[[], None]) -> None:
@@ -265,7 +262,7 @@ class _Lines:
     """Lines of JSON, with one that can be pushed back."""
 
     def __init__(self, file: IO[bytes], report: ImportReport) -> None:
-        self._file, self._report = file, report
+        self._items, self._report = line_items(file), report
         self._back: dict[str, Any] | None = None
         self.number, self.ended, self.archive = 0, False, False
 
@@ -280,21 +277,14 @@ class _Lines:
         if self._back is not None:
             line, self._back = self._back, None
             return line
-        for raw in iter(self._file.readline, b""):
-            self.number += 1
-            if not raw.strip():
-                continue
-            try:
-                value = json.loads(raw.decode("utf-8-sig", "replace"))
-            except ValueError:
-                if not raw.endswith(b"\n"):
-                    self._report.cut_off = f"line {self.number}, its last, is not whole"
-                    return None
-                self._report.skip(f"line {self.number}", "not JSON")
-                continue
-            if isinstance(value, dict):
-                return value
-            self._report.skip(f"line {self.number}", "not an object")
+        try:
+            for item in self._items:
+                self.number = item.number
+                if isinstance(item.value, dict):
+                    return item.value
+                self._report.skip(f"line {item.number}", item.error or "not an object")
+        except CutOffError as exc:
+            self._report.cut_off = f"line {exc}, its last, is not whole"
         return None
 
 

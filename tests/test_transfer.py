@@ -153,6 +153,20 @@ def test_chatgpt_trees_keep_their_branches(history: History, tmp_path: Path) -> 
     assert history.check().ok
 
 
+def test_half_characters_and_broken_items_cost_nothing_else(history: History, tmp_path: Path) -> None:
+    odd = chatgpt(conversation_id="c-odd", title="half \ud83d \x00 of it")
+    odd["mapping"]["a3"]["message"]["content"]["parts"] = ["half \udc00 and bell \x07"]
+    latin = json.dumps(chatgpt(conversation_id="c-latin", title="caf\xe9"), ensure_ascii=False).encode("latin-1")
+    parts = [json.dumps(odd).encode(), latin, b'{"title": oops}', json.dumps(chatgpt()).encode()]
+    (tmp_path / "conversations.json").write_bytes(b"[" + b",\n".join(parts) + b"]")
+    report = import_file(history, tmp_path / "conversations.json")
+    assert (report.conversations, report.skipped, report.cut_off) == (3, [("conversation 3", "not JSON")], "")
+    assert history.turns("chatgpt-c-odd")[-1].answer == "Let me see.\n\nhalf \ufffd and bell \x07"
+    assert history.session("chatgpt-c-odd").title == "half \ufffd of it"
+    assert history.session("chatgpt-c-latin").title == "caf\ufffd"
+    assert history.check().ok
+
+
 def test_chatgpt_zip_and_cut_off(history: History, tmp_path: Path) -> None:
     text = json.dumps([chatgpt(conversation_id=f"c-{n}") for n in range(5)])
     with zipfile.ZipFile(tmp_path / "export.zip", "w") as bundle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -148,15 +149,21 @@ def import_(settings: Settings, args: argparse.Namespace) -> int:
     """Read conversations from a file, with progress, and say what was passed over and why."""
     from assistant.transfer import ImportProgress, import_file
 
+    shown_at = 0.0
+
     def say(progress: ImportProgress) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\033[K{progress.conversations} conversations", end="", file=sys.stderr, flush=True)
+        nonlocal shown_at
+        if sys.stderr.isatty() and time.monotonic() - shown_at > 0.1:
+            shown_at = time.monotonic()
+            share = progress.bytes_done / max(1, progress.bytes_total)
+            print(f"\r\033[K{share:4.0%}  {progress.conversations} conversations", end="", file=sys.stderr, flush=True)
 
     with _history(settings) as history:
         report = import_file(history, args.file, args.user, on_progress=say)
+        notices = history.notices(args.user)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    print(report)
+    print(report, *notices, sep="\n")
     return 0
 
 
