@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from assistant import Assistant, Settings
 from assistant.embedding import Embedder, load_embedder
 from assistant.history import History, NewTurn
 from assistant.models import resolve
 from assistant.recall import Recall
+from assistant.records import Message
+from assistant.settings import ROOT
 from assistant.worker import TorchWorker
 
 FACT = "By the way, our cat Schnurri was born in the barn of my aunt in Tübingen."
@@ -128,3 +132,41 @@ def test_a_long_turn_is_quoted_by_its_best_sentences(history: History, embedder:
     assert FACT in quote.text
     assert len(quote.text) < 800
     assert long[quote.start : quote.end] == quote.text
+
+
+def test_after_400_turns_and_a_restart_the_model_reads_the_fact_from_turn_three(
+    packaged_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        models_dir=packaged_models, store_dir=tmp_path / "store", history_dir=tmp_path / "history", max_new_tokens=40
+    )
+    with Assistant(settings) as assistant:
+        assistant.ingest([ROOT / "samples"])
+        small_talk(assistant.history, "s")
+    with Assistant(settings) as assistant:
+        model, read = assistant.parts.chat_model, []
+        assert model is not None
+        start = model.start
+
+        def noted(messages: Sequence[Message], *args: Any, **more: Any) -> Any:
+            read.append((list(messages), model.count_prompt(messages)))
+            return start(messages, *args, **more)
+
+        monkeypatch.setattr(model, "start", noted)
+        answer = assistant.ask("Where was our cat Schnurri born?", session_id="s")
+        third = assistant.history.turns("s", limit=1000)[2]
+        assert third.question == FACT
+        quote = next(quote for quote in answer.quotes if quote.turn_id == third.id)
+        assert (quote.kind, quote.text, quote.said_by) == ("turn", FACT, "user")
+        ((messages, length),) = read
+        assert FACT in messages[-1]["content"]
+        assert not any(FACT in message["content"] for message in messages[:-1]), "it was in the window"
+        assert answer.tokens is not None
+        assert third.id in answer.tokens.recalled_turns
+        assert third.id not in answer.tokens.window_turns
+        assert answer.tokens.recalled > 0
+        assert answer.tokens.prompt == length
+        kept = assistant.history.turns("s", limit=1)[0].details
+        assert FACT in [quote["text"] for quote in kept["quotes"]]
+        assert third.id in kept["tokens"]["recalled_turns"]
+        assert assistant.history.check().ok
