@@ -31,6 +31,7 @@ INDEX_BYTES = 2_700  # of RAM a chunk takes in the index
 _KEPT_BATCH = 500
 _CERTAIN_S = 1.0  # seconds of work before a remaining time is shown
 _HASH_BYTES = 1 << 20
+_MORE_ROOM = 1.25  # times the RAM its parser had makes a file that was refused worth another try
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +188,14 @@ class _Run:
         kind = found.metadata.get("error")
         if kind == "EncryptedDocumentError":
             return bool(self._passwords)
-        return kind in ("UnsupportedFormatError", "DocumentError") or found.metadata.get("limits") != self._limits
+        if kind in ("UnsupportedFormatError", "DocumentError"):
+            return True
+        *others, room = found.metadata.get("limits") or [0]
+        return others != self._limits[:-1] or self._limits[-1] > room * _MORE_ROOM
 
     @property
     def _limits(self) -> list[float]:
-        return [self._settings.parser_timeout_s, self._settings.parser_max_bytes, self._settings.max_file_bytes]
+        return [self._settings.parser_timeout_s, self._settings.max_file_bytes, self._settings.parser_max_bytes]
 
     def _take(self, file: File, parser: Parser) -> None:
         """Bring one file into the index, or say why not."""

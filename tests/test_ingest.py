@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,31 @@ def test_it_asks_before_it_takes_memory(index: Index, embedder: Counting, folder
     actual = Ingestor(index, embedder, admit=asked.append).ingest([folder]).chunks_embedded
     assert actual / 2 < asked[0] < actual * 3
     assert sum(asked[1:]) == actual * 2_700
+
+
+def test_a_file_its_parser_had_no_room_for_is_tried_again_with_more(
+    index: Index, embedder: Counting, folder: Path
+) -> None:
+    """The room is the child's own limit; the memory plan sets it."""
+    mail = EmailMessage()
+    mail["Subject"] = "The kettle"
+    mail.set_content("It stands on shelf nine.")
+    mail.add_attachment(bytes(24 << 20), maintype="image", subtype="png", filename="kettle.png")
+    (folder / "large.eml").write_bytes(mail.as_bytes())
+
+    def refused(room: int) -> dict[str, str]:
+        tried.clear()
+        settings = Settings(parser_max_bytes=room)
+        return dict(Ingestor(index, embedder, settings=settings).ingest([folder], on_progress=tried.append).refused)
+
+    tried: list[IngestProgress] = []
+    (reason,) = refused(64 << 20).values()
+    assert "more than 64 MiB of memory" in reason
+    assert "memory_budget" in reason
+    assert len(tried) == 2  # begun, refused
+    assert list(refused(65 << 20).values()) == [reason]
+    assert len(tried) == 1  # not begun
+    assert refused(1 << 30) == {}
 
 
 def test_a_full_disk_is_named_and_nothing_written_is_harmed(

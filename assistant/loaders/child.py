@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     _die_with(parent)
+    sys.modules["numpy"] = None  # type: ignore[assignment]  # openpyxl would load it, and 100 MB of address space
     _limit_memory(max_bytes)
     for line in sys.stdin.buffer:
         job = json.loads(line)
@@ -65,7 +66,7 @@ def explained(source: Source, exc: Exception, max_bytes: int) -> DocumentError:
         return exc
     if isinstance(exc, MemoryError):
         return ParserLimitError(source.name, f"reading it takes more than {max_bytes >> 20} MiB of memory",
-                                "split it, or raise parser_max_bytes")  # fmt: skip
+                                "split it, or raise parser_max_bytes or memory_budget")  # fmt: skip
     if isinstance(exc, RecursionError):
         return DamagedDocumentError(source.name, "it is nested too deeply")
     if isinstance(exc, FileNotFoundError):

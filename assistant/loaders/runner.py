@@ -94,7 +94,7 @@ class Parser:
                     continue
                 finished = True
                 self._files += 1
-                if frame["rss"] > _MAX_RSS or self._files >= _MAX_FILES:
+                if frame["rss"] > min(_MAX_RSS, self._max_bytes // 2) or self._files >= _MAX_FILES:
                     self.close()
                 if "error" in frame:
                     raise getattr(errors, frame["error"])(shown, frame["reason"], frame["remedy"])

@@ -34,6 +34,8 @@ def load_xlsx(source: Source) -> Iterator[Segment]:
     warnings.simplefilter("ignore")  # about styles and extensions that don't matter here
     try:
         book = openpyxl.load_workbook(source.path, read_only=True, data_only=True, keep_links=False)
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 - openpyxl throws almost anything at files that Excel itself opens
         yield from load_other(source)
         return
