@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,6 @@ from assistant.errors import (
     SessionExistsError,
     StaleSessionError,
     StorageFullError,
-    UnknownSessionError,
     UnknownTurnError,
 )
 from assistant.records import LOCAL_USER, Turn, TurnStatus
@@ -30,11 +29,11 @@ from .bounds import Bounds, told
 from .opening import check_store, open_store
 from .owners import alive, this_process
 from .presence import Presence
+from .reading import Reader, key_of, unknown
 from .recalling import RecallIndex
 from .repair import HistoryReport
-from .rows import NewTurn, Session, as_json, session_from, turn_from
+from .rows import NewTurn, Session, as_json, turn_from
 from .schema import Database
-from .search import TurnHit, search
 from .text import checked_name, checksum, clean_title, extend, storable, title_from
 from .writing import FLUSH_S, Buffer
 
@@ -43,22 +42,8 @@ logger = logging.getLogger(__name__)
 FOLLOW: Final = -1
 """As *parent_id* of `History.begin`: the new turn follows the head of its session."""
 
-_PAGE = 64  # turns fetched at once while walking a branch
 
-_SESSIONS = "SELECT *, (SELECT depth FROM turns WHERE turns.id = head_turn_id) AS length FROM sessions"
-
-_BRANCH = """
-WITH RECURSIVE branch(id, parent_id, step) AS (
-    SELECT id, parent_id, 1 FROM turns WHERE id = :start AND user = :user AND session_id = :session_id
-    UNION ALL
-    SELECT turns.id, turns.parent_id, branch.step + 1 FROM branch JOIN turns ON turns.id = branch.parent_id
-    WHERE branch.step < :limit AND turns.user = :user AND turns.session_id = :session_id
-)
-SELECT turns.* FROM branch JOIN turns ON turns.id = branch.id ORDER BY branch.step
-"""
-
-
-class History:
+class History(Reader):
     """The conversations of all users, in one SQLite file that several processes may use at once.
 
     Every method that takes a *user* sees that user's sessions only.
@@ -123,12 +108,6 @@ class History:
         """
         return check_store(self._db, self._presence, repair=repair)
 
-    def search(self, user: str, query: str, *, session_id: str | None = None, limit: int = 20,
-               offset: int = 0) -> list[TurnHit]:  # fmt: skip
-        """Return where the user's turns hold all words of *query*, best first; ``"quoted words"`` stand in a row."""
-        return search(self._db, checked_name(user, "user name"), storable(query), session_id=session_id, limit=limit,
-                      offset=offset)  # fmt: skip
-
     def __enter__(self) -> History:
         return self
 
@@ -144,37 +123,9 @@ class History:
             self._ensure_session(db, checked_name(user, "user name"), session_id, title)
         return self.session(session_id, user)
 
-    def session(self, session_id: str, user: str = LOCAL_USER) -> Session:
-        """Return a session.
-
-        Raises:
-            UnknownSessionError: *user* has none of that id.
-        """
-        found = self.find_session(session_id, user)
-        if found is None:
-            raise _unknown(session_id)
-        return found
-
-    def find_session(self, session_id: str, user: str = LOCAL_USER) -> Session | None:
-        """Return a session, or None when *user* has none of that id."""
-        row = self._db.one(f"{_SESSIONS} WHERE user = ? AND id = ?", _key(session_id, user))
-        return None if row is None else session_from(row)
-
-    def sessions(self, user: str = LOCAL_USER, *, limit: int = 50, offset: int = 0) -> list[Session]:
-        """Return the user's sessions, the one used last first."""
-        rows = self._db.all(
-            f"{_SESSIONS} WHERE user = ? ORDER BY touched DESC LIMIT ? OFFSET ?",
-            (checked_name(user, "user name"), limit, offset),
-        )
-        return [session_from(row) for row in rows]
-
-    def users(self) -> list[str]:
-        """Return everyone who has a session. For whoever keeps the machine, not for a user."""
-        return [row[0] for row in self._db.all("SELECT DISTINCT user FROM sessions ORDER BY user")]
-
     def rename(self, session_id: str, title: str, user: str = LOCAL_USER) -> Session:
         """Give a session another title; an empty one brings back the one made from its first question."""
-        key = _key(session_id, user)
+        key = key_of(session_id, user)
         text = clean_title(title)
         with self._db.write() as db:
             self._row(db, key)
@@ -192,7 +143,7 @@ class History:
 
     def delete(self, session_id: str, user: str = LOCAL_USER) -> None:
         """Delete a session with all its turns and branches, archived ones included."""
-        key = _key(session_id, user)
+        key = key_of(session_id, user)
 
         def work(db: sqlite3.Connection) -> None:
             self._row(db, key)
@@ -234,7 +185,7 @@ class History:
             UnknownTurnError: *parent_id* is not in this session.
             StorageFullError: There is no room for it.
         """
-        key, text, now = _key(session_id, user), storable(question), time.time()
+        key, text, now = key_of(session_id, user), storable(question), time.time()
 
         def work(db: sqlite3.Connection) -> Turn:
             self._reap(db)
@@ -328,7 +279,7 @@ class History:
             SessionExistsError: The user has a session of that id.
             StorageFullError: There is no room for it.
         """
-        key = _key(session_id, user)
+        key = key_of(session_id, user)
         with self._db.write() as db:
             if db.execute("SELECT 1 FROM sessions WHERE user = ? AND id = ?", key).fetchone():
                 raise SessionExistsError(f"There is a conversation {key[1][:60]!r} already; delete or keep it.")
@@ -368,67 +319,11 @@ class History:
         with self._db.write() as db:
             return self._reap(db)
 
-    # Turns as stored
-
-    def turn(self, turn_id: int, session_id: str, user: str = LOCAL_USER) -> Turn:
-        """Return one turn of a session.
-
-        Raises:
-            UnknownTurnError: It is not in that session of that user.
-        """
-        row = self._db.one("SELECT * FROM turns WHERE id = ? AND user = ? AND session_id = ?",
-                           (turn_id, *_key(session_id, user)))  # fmt: skip
-        if row is None:
-            raise UnknownTurnError(f"There is no turn {turn_id} in this conversation.")
-        return turn_from(row)
-
-    def turns(self, session_id: str, user: str = LOCAL_USER, *, before: int | None = None,
-              limit: int = 50) -> list[Turn]:  # fmt: skip
-        """Return a page of the branch shown, oldest first.
-
-        Args:
-            session_id: The session.
-            user: Whose session.
-            before: The page ends just before this turn; by default at the newest.
-            limit: Most turns to return.
-        """
-        key = _key(session_id, user)
-        start = self.session(session_id, user).head_turn_id
-        if before is not None:
-            start = self.turn(before, session_id, user).parent_id
-        return list(reversed(self._walk(start, key, limit)))
-
-    def window(self, session_id: str, user: str = LOCAL_USER) -> Iterator[Turn]:
-        """Yield the branch shown, newest turn first, reading only as far as asked."""
-        key = _key(session_id, user)
-        start = self.session(session_id, user).head_turn_id
-        limit = 5  # most windows end soon, and pages that are read in vain cost more than one query more
-        while page := self._walk(start, key, limit):
-            yield from page
-            start = page[-1].parent_id
-            limit = min(_PAGE, limit + len(page) // 2)
-
-    def every_turn(self, session_id: str, user: str = LOCAL_USER) -> Iterator[Turn]:
-        """Yield the turns of all branches, oldest first: parents before children."""
-        key, last = _key(session_id, user), 0
-        self.session(session_id, user)
-        while rows := self._db.all(
-            "SELECT * FROM turns WHERE user = ? AND session_id = ? AND id > ? ORDER BY id LIMIT ?", (*key, last, _PAGE)
-        ):
-            yield from map(turn_from, rows)
-            last = rows[-1]["id"]
-
-    def _walk(self, start: int | None, key: tuple[str, str], limit: int) -> list[Turn]:
-        if start is None or limit < 1:
-            return []
-        named = {"start": start, "user": key[0], "session_id": key[1], "limit": limit}
-        return [turn_from(row) for row in self._db.all(_BRANCH, named)]
-
     # Branches
 
     def undo(self, session_id: str, user: str = LOCAL_USER) -> Turn | None:
         """Step back before the last turn and return that turn, or None at the start; `switch` returns to it."""
-        key = _key(session_id, user)
+        key = key_of(session_id, user)
         with self._db.write() as db:
             head = self._row(db, key)["head_turn_id"]
             if head is None:
@@ -440,7 +335,7 @@ class History:
 
     def switch(self, session_id: str, turn_id: int, user: str = LOCAL_USER) -> Session:
         """Show the branch through *turn_id*, down to its newest turn."""
-        key = _key(session_id, user)
+        key = key_of(session_id, user)
         with self._db.write() as db:
             self._turn_row(db, turn_id, key)
             leaf = turn_id
@@ -453,18 +348,9 @@ class History:
             self._move_head(db, key, leaf)
         return self.session(session_id, user)
 
-    def siblings(self, session_id: str, turn_id: int, user: str = LOCAL_USER) -> list[int]:
-        """Return the ids of the turns that follow the same turn, itself included, oldest first."""
-        key = _key(session_id, user)
-        parent = self.turn(turn_id, session_id, user).parent_id
-        rows = self._db.all(
-            "SELECT id FROM turns WHERE parent_id IS ? AND user = ? AND session_id = ? ORDER BY id", (parent, *key)
-        )
-        return [row["id"] for row in rows]
-
     def set_feedback(self, session_id: str, turn_id: int, feedback: int, user: str = LOCAL_USER) -> None:
         """Keep what the user thinks of an answer: 1, -1, or 0 to take it back."""
-        key = _key(session_id, user)
+        key = key_of(session_id, user)
         with self._db.write() as db:
             self._turn_row(db, turn_id, key)
             db.execute("UPDATE turns SET feedback = ? WHERE id = ?", (max(-1, min(1, int(feedback))), turn_id))
@@ -494,7 +380,7 @@ class History:
     def _row(self, db: sqlite3.Connection, key: tuple[str, str]) -> sqlite3.Row:
         row: sqlite3.Row | None = db.execute("SELECT * FROM sessions WHERE user = ? AND id = ?", key).fetchone()
         if row is None:
-            raise _unknown(key[1])
+            raise unknown(key[1])
         return row
 
     def _turn_row(self, db: sqlite3.Connection, turn_id: int, key: tuple[str, str]) -> sqlite3.Row:
@@ -539,11 +425,3 @@ class History:
                 (owner,),
             ).rowcount
         return count
-
-
-def _key(session_id: str, user: str) -> tuple[str, str]:
-    return checked_name(user, "user name"), checked_name(session_id)
-
-
-def _unknown(session_id: str) -> UnknownSessionError:
-    return UnknownSessionError(f"There is no conversation {session_id[:60]!r}; `sessions` lists what there is.")
