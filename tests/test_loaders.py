@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import zipfile
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def test_markdown_knows_headings_tables_and_code(parser: Parser, tmp_path: Path)
         ("code", "```python\n# not a heading\nx = 1\n```", ("Shop", "Prices"), 15),
         ("heading", "### Deep #", ("Shop", "Prices", "Deep"), 20),
     ]
-    assert [s.row for s in segments if s.kind == "row"] == [1, 2]
+    assert [s.row for s in segments if s.kind == "row"] == [2, 3]
     assert "AAAA" not in segments[-1].text
 
 
@@ -177,6 +178,57 @@ def test_spreadsheets_have_sheets_rows_and_dates(parser: Parser, tmp_path: Path)
         ("Only one cell", 3, 1),
     ]
     assert segments[1].heading == ("Stock",)
+
+
+def test_empty_rows_count(parser: Parser, tmp_path: Path) -> None:
+    """A row keeps the number it has in its file or table, whatever is empty above it."""
+    import docx
+    import openpyxl
+    import pptx
+
+    rows = [("Name", "Price"), ("Kettle", "3"), ("", ""), ("Cup", "1")]
+    document, deck, book = docx.Document(), pptx.Presentation(), openpyxl.Workbook()
+    in_word = document.add_table(rows=4, cols=2)
+    in_slide = deck.slides.add_slide(deck.slide_layouts[6]).shapes.add_table(4, 2, 0, 0, 9**7, 9**7).table
+    for number, row in enumerate(rows):
+        for column, text in enumerate(row):
+            in_word.cell(number, column).text = in_slide.cell(number, column).text = text
+            book.active.cell(number + 4, column + 1, text or None)
+    document.save(str(tmp_path / "a.docx"))
+    deck.save(str(tmp_path / "a.pptx"))
+    book.save(tmp_path / "a.xlsx")
+    cells = "".join(f"<tr><td>{name}</td><td>{price}</td></tr>" for name, price in rows)
+    (tmp_path / "a.html").write_text(f"<table>{cells}</table>")
+    (tmp_path / "a.md").write_text("| Name | Price |\n|-|-|\n| Kettle | 3 |\n| | |\n| Cup | 1 |\n")
+    (tmp_path / "a.csv").write_text("Name,Price\nKettle,3\n\nCup,1\n")
+    (tmp_path / "a.ods").write_bytes(_ods(rows, above=3))
+    found = {
+        path.suffix: [segment.row for segment in load(parser, path) if segment.kind == "row"]
+        for path in tmp_path.iterdir()
+    }  # fmt: skip
+    assert found == {".docx": [2, 4], ".pptx": [2, 4], ".html": [2, 4], ".md": [2, 4], ".csv": [2, 4],
+                     ".xlsx": [5, 7], ".ods": [5, 7]}  # fmt: skip
+
+
+def _ods(rows: list[tuple[str, str]], above: int) -> bytes:
+    """Write a sheet with so many empty rows above the others."""
+
+    def cell(text: str) -> str:
+        value = f'office:value-type="string"><text:p>{text}</text:p>' if text else ">"
+        return f"<table:table-cell {value}</table:table-cell>"
+
+    names = "".join(f' xmlns:{name}="urn:oasis:names:tc:opendocument:xmlns:{name}:1.0"'
+                    for name in ("office", "table", "text"))  # fmt: skip
+    body = "".join(f"<table:table-row>{cell(a)}{cell(b)}</table:table-row>" for a, b in rows)
+    empty = f'<table:table-row table:number-rows-repeated="{above}"><table:table-cell/></table:table-row>'
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+        archive.writestr("META-INF/manifest.xml", "<m/>")
+        archive.writestr("content.xml", f"<office:document-content{names}><office:body><office:spreadsheet>"
+                         f'<table:table table:name="S">{empty}{body}</table:table></office:spreadsheet></office:body>'
+                         "</office:document-content>")  # fmt: skip
+    return out.getvalue()
 
 
 def test_json_becomes_rows(parser: Parser, tmp_path: Path) -> None:

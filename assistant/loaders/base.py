@@ -107,19 +107,25 @@ class Table:
         self._convention = convention
         self._header: list[str] | None = None
         self._first: tuple[int, list[str]] | None = None
-        self._seen = 0
+        self._seen = 0  # rows with text
+        self._read = 0  # empty ones too
+        self._header_at = 1
 
     def add(self, cells: Sequence[str], *, number: int | None = None, header: bool = False) -> list[tuple[int, str]]:
-        """Take the next row and return the lines that are ready, each with its row number."""
+        """Take the next row and return the lines that are ready, each with its row number.
+
+        Rows are numbered from 1 as they come, the header and empty ones too, unless *number* says otherwise.
+        """
         row = [one_line(cell) for cell in cells]
+        self._read += 1
         if not any(row):
             return []
         self._seen += 1
-        place = self._seen if number is None else number
+        place = self._read if number is None else number
         if header:
             ready = self._flush()
             if self._header is None:
-                self._header = row
+                self._header, self._header_at = row, place
                 return ready
             self._header = [
                 f"{above} {below}".strip() if above != below else above
@@ -142,7 +148,7 @@ class Table:
         """Return what was held back: the only row, or a header without rows."""
         ready = self._flush()
         if not ready and self._header and self._seen == 1:
-            ready = [(1, " | ".join(cell for cell in self._header if cell))]
+            ready = [(self._header_at, " | ".join(cell for cell in self._header if cell))]
         return ready
 
     def _flush(self) -> list[tuple[int, str]]:

@@ -82,11 +82,10 @@ def load_other(source: Source) -> Iterator[Segment]:
     for number, name in enumerate(names, 1):
         try:
             sheet = book.get_sheet_by_name(name)
-            first = sheet.start[0] if sheet.start else 0
         except (calamine.CalamineError, OSError):
             failed = True  # a chart sheet, or a broken one among others
             continue
-        for segment in _sheet(sheet.iter_rows(), number, name, first):
+        for segment in _sheet(sheet.iter_rows(), number, name):
             seen = True
             yield segment
     if failed and not seen:
@@ -113,14 +112,14 @@ def _drawn(archive: zipfile.ZipFile) -> Iterator[Segment]:
             yield from text_segments(squeeze(drawing.paragraphs(root)))
 
 
-def _sheet(rows: Iterable[Iterable[Any]], number: int, name: str, first: int = 0) -> Iterator[Segment]:
+def _sheet(rows: Iterable[Iterable[Any]], number: int, name: str) -> Iterator[Segment]:
     """Give the rows of a sheet; an empty row ends one table and begins another."""
     table, begun, empty = Table(convention=True), False, 0
     facts: dict[str, Any] = {"page": number, "label": name[:40], "heading": (one_line(name)[:200],) if name else ()}
     if name:
         yield_name = Segment(one_line(name), kind="heading", **facts)
     held = bool(name)
-    for index, row in enumerate(rows, first + 1):
+    for index, row in enumerate(rows, 1):
         cells = [_text(value) for value in row]
         if any(cells):
             empty = 0

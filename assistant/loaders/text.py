@@ -57,6 +57,19 @@ class _Block:
         if len(self._glue) < 8:  # a page of empty lines says no more than a few of them
             self._glue += "\n"
 
+    def hold(self, line: _Line) -> Generator[Segment, None, _Line | None]:
+        """Take a line, or return it unread if only the next one shows what it is."""
+        if line.whole and line.text.strip():
+            return line
+        yield from self.blank(line) if line.whole else self.add(line)
+        return None
+
+    def end(self, held: _Line | None, kind: str = "text") -> Iterator[Segment]:
+        """Give what is left at the end, with the line that waited for another."""
+        if held is not None:
+            yield from self.add(held)
+        yield from self.flush(kind)
+
     def flush(self, kind: str = "text") -> Iterator[Segment]:
         """Give what has gathered."""
         if not self._parts:
@@ -139,15 +152,9 @@ def markdown(found: Iterator[_Line], heading: tuple[str, ...] = ()) -> Iterator[
             yield from block.add(line)
         elif title and title[2]:
             yield from block.heading(len(title[1]), title[2], line)
-        elif not line.whole:
-            yield from block.add(line)
-        elif not line.text.strip():
-            yield from block.blank(line)
         else:
-            held = line
-    if held is not None:
-        yield from block.add(held)
-    yield from block.flush("code" if fence else "text")
+            held = yield from block.hold(line)
+    yield from block.end(held, "code" if fence else "text")
 
 
 def _pipe_table(header: _Line, found: Iterator[_Line], block: _Block) -> Generator[Segment, None, _Line]:
@@ -155,12 +162,10 @@ def _pipe_table(header: _Line, found: Iterator[_Line], block: _Block) -> Generat
     table, begun = Table(), False
     table.add(_cells(header.text), header=True)
     line = _Line(header.number + 1, "", True)
-    for number, line in enumerate(found, 1):
+    for line in found:
         if "|" not in line.text:
             break
-        for segment in row_segments(
-            table.add(_cells(line.text), number=number), begun=begun, heading=block.outline.path
-        ):
+        for segment in row_segments(table.add(_cells(line.text)), begun=begun, heading=block.outline.path):
             begun = True
             yield replace(segment, line=line.number)
     else:
@@ -196,15 +201,9 @@ def load_rst(source: Source) -> Iterator[Segment]:
             held = None
         if mark:
             yield from block.flush()  # an overline or a transition
-        elif not line.whole:
-            yield from block.add(line)
-        elif not line.text.strip():
-            yield from block.blank(line)
         else:
-            held = line
-    if held is not None:
-        yield from block.add(held)
-    yield from block.flush()
+            held = yield from block.hold(line)
+    yield from block.end(held)
 
 
 def _with_headings(source: Source, title: Callable[[str], tuple[int, str] | None]) -> Iterator[Segment]:
