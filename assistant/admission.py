@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from .errors import BusyError, MemoryBudgetError, StoppedError
-from .memory import MemoryPlan, anonymous_rss, rss
+from .memory import MemoryPlan, anonymous_rss, rss, tree_rss
 from .memory.plan import CHUNK_BYTES, WORKING_SHARE
 from .units import format_bytes
 
 _POLL_S = 0.05
 _ROOM_POLL_S = 0.5
+_BATCH_BYTES = 16 << 20  # of an ingest's growth, what each batch takes anew: activations, vectors, texts
 
 
 @dataclass(eq=False, slots=True)
@@ -227,11 +228,32 @@ class MemoryGate:
     Args:
         plan: What is loaded, and what a turn adds to it.
         free: Gives back what it can (caches, garbage, free heap).
+        new_chunks: Says how many chunks the index holds more than when the plan was made.
     """
 
-    def __init__(self, plan: MemoryPlan, free: Callable[[], int]) -> None:
+    def __init__(self, plan: MemoryPlan, free: Callable[[], int], new_chunks: Callable[[], int] = lambda: 0) -> None:
         self.plan = plan
         self._free = free
+        self._new_chunks = new_chunks
+        self._before_ingest: int | None = None
+
+    def search(self) -> tuple[str, ...]:
+        """Let a turn's search start, after giving back what can be given where there is no room otherwise.
+
+        Returns:
+            What was done for it, in words for people.
+
+        Raises:
+            MemoryBudgetError: There is no room even so; nothing was lost.
+        """
+        growth = self.plan.part("search")
+        if occupied(self.plan) + growth <= self.plan.budget.bytes:
+            return ()
+        given = self._free()
+        predicted = occupied(self.plan) + growth
+        if predicted > self.plan.budget.bytes:
+            raise self._refusal("This question", predicted)
+        return (f"gave back {format_bytes(given)} first",) if given else ()
 
     def turn(self, *, fixed_tokens: int, reserve_tokens: int, window_tokens: int, recall_tokens: int,
              evidence_tokens: int) -> TurnLimits:  # fmt: skip
@@ -248,6 +270,7 @@ class MemoryGate:
             MemoryBudgetError: Not even the question alone fits; nothing was lost.
         """
         actions: list[str] = []
+        freed = False
         now = occupied(self.plan)
         predicted = 0
         for recall, evidence, window, words in _SHRINK:
@@ -256,9 +279,11 @@ class MemoryGate:
             prompt = fixed_tokens + limits.window_tokens + limits.recall_tokens + limits.evidence_tokens
             growth = self.plan.turn_growth(prompt, reserve_tokens)
             predicted = now + growth
-            if predicted > self.plan.budget.bytes and not actions:
+            if predicted > self.plan.budget.bytes and not freed:
+                freed = True
                 given = self._free()
-                actions.append(f"gave back {format_bytes(given)} first")
+                if given:
+                    actions.append(f"gave back {format_bytes(given)} first")
                 now = occupied(self.plan)
                 predicted = now + growth
             if predicted <= self.plan.budget.bytes:
@@ -269,14 +294,18 @@ class MemoryGate:
     def batch(self, growth_bytes: int, *, patience_s: float = 120.0) -> None:
         """Let a batch of an ingest start, when need be after the turn that holds the room.
 
+        Args:
+            growth_bytes: By which it makes the index grow; what embedding takes is in the plan.
+            patience_s: How long to wait for room.
+
         Raises:
             MemoryBudgetError: It does not fit, and for *patience_s* no room came free.
         """
         deadline = time.monotonic() + patience_s
-        predicted = occupied(self.plan) + growth_bytes
+        predicted = self._with_batch() + growth_bytes
         while predicted > self.plan.budget.bytes:
             self._free()
-            predicted = occupied(self.plan) + growth_bytes
+            predicted = self._with_batch() + growth_bytes
             if predicted <= self.plan.budget.bytes:
                 return
             if time.monotonic() > deadline:
@@ -289,9 +318,11 @@ class MemoryGate:
         Raises:
             MemoryBudgetError: It won't; the message says how much would fit.
         """
-        needed = self.plan.for_index(chunks)
+        self._before_ingest = None
+        new = self._new_chunks()
+        needed = self.plan.for_index(new + chunks)
         if needed > self.plan.budget.bytes:
-            room = self.plan.chunks_left()
+            room = max(0, self.plan.chunks_left() - new)
             raise MemoryBudgetError(
                 f"These documents are about {chunks:,} passages, which take {format_bytes(chunks * CHUNK_BYTES)} of "
                 f"RAM in the index; with everything else that is {format_bytes(needed)}, and the budget is "
@@ -299,6 +330,16 @@ class MemoryGate:
                 "memory_budget, or add fewer documents.",
                 needed_bytes=needed, budget_bytes=self.plan.budget.bytes,
             )  # fmt: skip
+
+    def _with_batch(self) -> int:
+        """Predict the peak of a batch: what the plan gives an ingest, over what was occupied before it began.
+
+        What an ingest has grown by already stays for its next batches, so it is not asked for again.
+        """
+        now = occupied(self.plan)
+        self._before_ingest = min(now, self._before_ingest or now)
+        own = max(now + _BATCH_BYTES, self._before_ingest + self.plan.part("ingest"))
+        return own + max(0, tree_rss() - rss())  # and the parser's process
 
     def _refusal(self, what: str, predicted: int) -> MemoryBudgetError:
         budget = self.plan.budget.bytes

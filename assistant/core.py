@@ -23,6 +23,8 @@ from .errors import (
     UnknownTurnError,
 )
 from .history import FOLLOW, History
+from .memory import log_rss
+from .memory import settle as settle_process
 from .parts import Parts
 from .records import (
     LOCAL_USER,
@@ -45,6 +47,10 @@ if TYPE_CHECKING:
     from .embedding import Embedder
     from .index import IndexReport
     from .memory import MemoryReport
+
+
+MAX_QUESTION_CHARS = 200_000
+"""Longer texts are no questions: they are refused before anything reads, stores or copies them."""
 
 
 class Assistant:
@@ -114,7 +120,7 @@ class Assistant:
         Raises:
             BusyError: Too many turns wait.
             StaleSessionError: The session changed since *expected_version*.
-            QuestionError: The question is empty.
+            QuestionError: The question is empty, or longer than ``MAX_QUESTION_CHARS``.
             ContextOverflowError: The question is too long, and by how many tokens.
             UnknownDocumentError: One of *documents* is not there.
             AssistantError: The turn failed; the question is kept.
@@ -181,6 +187,7 @@ class Assistant:
         finally:
             self._parts.used()
             self._parts.release()
+            log_rss("an ingest")
 
     def documents(self, *, user: str = LOCAL_USER, session_id: str | None = None) -> list[DocumentInfo]:
         """Return the documents that this user may search, in this session if one is named."""
@@ -283,9 +290,27 @@ class Assistant:
         """A whole turn as a LangChain ``Runnable``: invoke, stream, batch, ainvoke, astream."""
         return TurnChain(self.stream)
 
-    def warm(self) -> None:
-        """Load the models now instead of with the first question."""
+    def warm(self, *, settle: bool = False) -> None:
+        """Load the models now instead of with the first question.
+
+        Args:
+            settle: Then take all objects of this process out of the garbage collector's sight (``gc.freeze``), which
+                saves each turn a walk over them. For a process that serves this assistant and nothing else.
+        """
         self._parts.warm()
+        if settle:
+            settle_process()
+
+    def plan_memory(self) -> tuple[str, ...]:
+        """Plan now what will be loaded, instead of with its first use.
+
+        Returns:
+            What was given up to fit the memory budget, in words for people; empty when nothing was.
+
+        Raises:
+            MemoryBudgetError: Even the least does not fit; the message holds the sum.
+        """
+        return self._parts.plan.notes
 
     def memory_report(self) -> MemoryReport:
         """Return the memory plan and what else would fit; loads nothing."""
@@ -298,6 +323,11 @@ class Assistant:
              expected_version: int | None = None) -> Iterator[Event]:  # fmt: skip
         if not question.strip():
             raise QuestionError("There is no question; write what you want to know.")
+        if len(question) > MAX_QUESTION_CHARS:
+            raise QuestionError(
+                f"The question has {len(question):,} characters, and {MAX_QUESTION_CHARS:,} are the most; put so long "
+                "a text in as a document, and ask about it."
+            )
         request = TurnRequest(
             question=question, session_id=session_id, user=user, stop=stop or threading.Event(),
             document_ids=self._document_ids(documents, Scope(user, session_id)), parent_id=parent_id,

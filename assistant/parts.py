@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -67,6 +68,7 @@ class Parts:
         self._used_at = time.monotonic()
         self._closed = threading.Event()
         self._keeper: threading.Thread | None = None
+        memory.log_rss("start")
 
     @property
     def plan(self) -> memory.MemoryPlan:
@@ -167,6 +169,25 @@ class Parts:
         """Give back what no turn needs; returns the bytes by which RSS fell."""
         return memory.release()
 
+    def release_more(self) -> int:
+        """Give back also what a turn can do without, prompts kept between turns; returns the bytes RSS fell by."""
+        before = memory.rss()
+        chat_model = self._made.get("chat_model")
+        if chat_model is not None:
+            chat_model.release_caches()
+        memory.release()
+        return max(0, before - memory.rss())
+
+    def admit_batch(self, index_bytes: int) -> None:
+        """Let the next batch of an ingest start, when there is room; called before each.
+
+        Raises:
+            MemoryBudgetError: There is none, and none came.
+        """
+        self.used()  # an ingest of hours is no idleness
+        memory.log_rss("a batch of an ingest")
+        self.gate.batch(index_bytes)
+
     def unload(self) -> None:
         """Drop the models from RAM; they come back by memory-mapping when next used."""
         for name in ("chat_model", "embedder"):
@@ -226,12 +247,13 @@ def _make_plan(parts: Parts) -> memory.MemoryPlan:
         browser="gradio" in sys.modules, prefix_cache=settings.prefix_cache,
     )  # fmt: skip
     for note in plan.notes:
-        logger.warning(note)
+        logger.info(note)
     return plan
 
 
 def _make_gate(parts: Parts) -> MemoryGate:
-    return MemoryGate(parts.plan, parts.release)
+    folder, planned = parts.settings.store_dir, parts.plan.chunks
+    return MemoryGate(parts.plan, parts.release_more, lambda: max(0, stored_chunks(folder) - planned))
 
 
 def _wanted_models(parts: Parts) -> list[memory.ModelNeeds]:
@@ -239,7 +261,7 @@ def _wanted_models(parts: Parts) -> list[memory.ModelNeeds]:
     resolved, asked = parts.resolved_model, parts.settings.dtype
     if resolved.kind != "folder" or resolved.path is None:
         return []
-    dtypes = (asked,) if asked in ("auto", "int8") else (asked, "int8")
+    dtypes = {"auto": ("auto",), "int8": ("int8", "auto")}.get(asked, (asked, "int8", "auto"))
     return memory.read_needs(resolved.path, resolved.name, dtypes)
 
 
@@ -296,9 +318,11 @@ def _make_recall(parts: Parts) -> Recall:
 def _make_ingestor(parts: Parts) -> Ingestor:
     from .ingest import Ingestor
 
+    most = parts.plan.parser_bytes(parts.settings.parser_max_bytes)
     return Ingestor(
-        parts.index, parts.embedder, settings=parts.settings, check=parts.gate.ingest, admit=parts.gate.batch
-    )
+        parts.index, parts.embedder, settings=replace(parts.settings, parser_max_bytes=most),
+        check=parts.gate.ingest, admit=parts.admit_batch,
+    )  # fmt: skip
 
 
 def _make_chat_model(parts: Parts) -> ChatModel | None:
@@ -311,7 +335,7 @@ def _make_chat_model(parts: Parts) -> ChatModel | None:
     return load_chat_model(
         parts.resolved_model,
         parts.worker,
-        dtype=settings.dtype if settings.dtype == "auto" or plan.model is None else plan.dtype,
+        dtype=settings.dtype if plan.model is None else "auto" if plan.dtype == "int4" else plan.dtype,
         context_tokens=plan.context_tokens or settings.context_tokens,
         prefix_cache_bytes=plan.prefix_cache_bytes,
         device=settings.device,

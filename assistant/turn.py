@@ -43,6 +43,7 @@ from .records import (
     TurnStatus,
 )
 from .settings import Settings
+from .units import format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -175,8 +176,10 @@ class TurnRunner:
             released = self._parts.release()
         receipt = MemoryReceipt(
             before=meter.before, peak=meter.peak, after=meter.after, released=released,
-            budget=self._parts.budget.bytes, left=self._parts.budget.bytes - meter.after, actions=tuple(state.actions),
+            budget=self._parts.budget.bytes, left=self._parts.budget.bytes - meter.after,
+            actions=(*self._parts.plan.notes, *state.actions),
         )  # fmt: skip
+        logger.info("turn %d: %s", state.turn.id, _in_words(receipt))
         memory.log_rss(f"turn {state.turn.id}")
         stopped = state.stats is not None and state.stats.finish_reason == "stopped"
         yield Done(self._finish(state, "stopped" if stopped else "done", receipt))
@@ -187,6 +190,7 @@ class TurnRunner:
         state: _State = value["state"]
         parts, request = self._parts, state.request
         _stop_if_asked(request.stop)
+        state.actions.extend(parts.gate.search())
         parts.warm_chat_model()
         turns = self._earlier(state)
         scope = Scope(request.user, request.session_id)
@@ -337,6 +341,12 @@ class TurnRunner:
             AssistantError
         ) as second:  # a full disk, say: the question is stored, and the first error is the one to tell
             logger.warning("turn %d could not be marked as failed: %s", state.turn.id, second)
+
+
+def _in_words(receipt: MemoryReceipt) -> str:
+    amounts = [f"{name} {format_bytes(getattr(receipt, name))}" for name in ("before", "peak", "after", "released")]
+    left = f"{format_bytes(receipt.left)} left of {format_bytes(receipt.budget)}"
+    return "; ".join([f"RAM {', '.join(amounts)}, {left}", *receipt.actions])
 
 
 _IN_COLUMNS = {"text", "session_id", "turn_id", "status"}

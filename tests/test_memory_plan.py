@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,7 +107,7 @@ def test_a_plan_that_is_given_fits_and_a_larger_budget_never_gives_less(
 
 def test_kept_prompts_take_only_what_is_left() -> None:
     wide = memory.choose(_budget(4096), [INT8], prefix_cache=True)
-    assert wide.prefix_cache_bytes == INT8.kv_bytes(2048)
+    assert wide.prefix_cache_bytes == INT8.kv_bytes(2048) // 2
     tight = memory.choose(_budget(_needed(INT8, 2048) / MIB + 10), [INT8], prefix_cache=True)
     assert tight.prefix_cache_bytes == 5 * MIB
     assert tight.fits
@@ -159,17 +161,17 @@ def test_needs_of_another_architecture_and_of_a_damaged_folder(tmp_path: Path) -
 # The gate: around what this test process really occupies
 
 
-def _gate(spare_mib: float) -> tuple[MemoryGate, list[int]]:
+def _gate(spare_mib: float, new_chunks: int = 0) -> tuple[MemoryGate, list[int]]:
     """A gate whose budget is what is occupied now and *spare_mib* more."""
     freed: list[int] = []
 
-    def free() -> int:
+    def free() -> int:  # collecting the garbage of a process full of tests takes half a second, and frees what it may
         freed.append(1)
-        return memory.release()
+        return 0
 
-    memory.release()
     plan = memory.choose(_budget(1 << 20), [INT8])
-    return MemoryGate(replace(plan, budget=Budget(memory.rss() + int(spare_mib * MIB), "setting")), free), freed
+    plan = replace(plan, budget=Budget(memory.rss() + int(spare_mib * MIB), "setting"))
+    return MemoryGate(plan, free, lambda: new_chunks), freed
 
 
 WANTED = {"fixed_tokens": 200, "reserve_tokens": 256, "window_tokens": 512, "recall_tokens": 256,
@@ -187,7 +189,7 @@ def test_a_turn_that_fits_keeps_everything() -> None:
 def test_a_tight_turn_releases_then_shrinks_recall_evidence_window_in_this_order() -> None:
     full = INT8.kv_bytes(1992) + INT8.activations(1736)
     seen = []
-    for spare in range(int(full / MIB) + 8, 10, -2):
+    for spare in range(int(full / MIB) + 8, 10, -3):
         gate, freed = _gate(spare)
         try:
             limits = gate.turn(**WANTED)
@@ -204,13 +206,54 @@ def test_a_tight_turn_releases_then_shrinks_recall_evidence_window_in_this_order
     assert len(set(seen)) >= 4
 
 
+def test_a_search_gives_back_first_and_is_refused_without_room() -> None:
+    gate, freed = _gate(40)
+    assert gate.search() == ()
+    assert freed == []
+    gate, freed = _gate(-20)
+    with pytest.raises(MemoryBudgetError, match="This question"):
+        gate.search()
+    assert freed == [1]
+
+
 def test_a_batch_waits_for_room_and_is_refused_when_none_comes() -> None:
-    gate, freed = _gate(50)
+    gate, freed = _gate(80)
     gate.batch(20 * MIB)
     assert freed == []
     with pytest.raises(MemoryBudgetError, match="The next batch"):
         gate.batch(200 * MIB, patience_s=0)
     assert freed == [1]
+
+
+def test_what_an_ingest_has_grown_by_is_not_asked_for_again() -> None:
+    gate, _ = _gate(60)
+    gate.batch(0, patience_s=0)  # the plan gives an ingest 40 MiB
+    grown = bytearray(30 * MIB)
+    grown[::4096] = b"x" * len(grown[::4096])
+    gate.batch(0, patience_s=0)
+    with pytest.raises(MemoryBudgetError):
+        _gate(30)[0].batch(0, patience_s=0)
+
+
+def test_a_parser_at_work_counts(tmp_path: Path) -> None:
+    code = "b = b'x' * (60 << 20); print('up', flush=True); input()"
+    gate, _ = _gate(70)
+    gate.batch(0, patience_s=0)
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        with pytest.raises(MemoryBudgetError, match="The next batch"):
+            gate.batch(0, patience_s=0)
+        child.stdin.write(b"\n")
+
+
+def test_a_parser_gets_what_is_left_and_at_least_what_a_small_file_needs() -> None:
+    assert memory.choose(_budget(1 << 20), []).parser_bytes(1024 * MIB) == 1024 * MIB
+    assert memory.choose(_budget(1 << 20), []).parser_bytes(32 * MIB) == 64 * MIB
+    least = memory.choose(_budget(1 << 20), []).needed / MIB
+    assert memory.choose(_budget(least + 100), []).parser_bytes(1024 * MIB) == 164 * MIB
+    assert memory.choose(_budget(least), []).parser_bytes(1024 * MIB) == 64 * MIB
 
 
 def test_an_ingest_that_can_not_fit_is_refused_before_it_starts() -> None:
@@ -220,4 +263,7 @@ def test_an_ingest_that_can_not_fit_is_refused_before_it_starts() -> None:
     with pytest.raises(MemoryBudgetError, match=f"{room + 1:,} passages") as caught:
         gate.ingest(room + 1)
     assert f"About {room:,} passages would fit" in str(caught.value)
+    later = MemoryGate(gate.plan, memory.release, lambda: 1000)  # as many were added since the plan was made
+    with pytest.raises(MemoryBudgetError, match=f"About {room - 1000:,} passages"):
+        later.ingest(room)
     assert caught.value.needed_bytes - caught.value.budget_bytes <= CHUNK_BYTES

@@ -47,10 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_session(ask)
     ask.add_argument("--document", action="append", default=[], metavar="NAME", help="search in this document only")
     ask.add_argument("--json", action="store_true", help="print the whole answer as JSON")
-    ask.add_argument("--trace-memory", action="store_true", help="print what grew, by line of code")
-
     chat = command("chat", "turns", "chat", "chat in the terminal")
     _add_session(chat)
+    for traced in (ask, chat):
+        traced.add_argument(
+            "--trace-memory", action="store_true", help="print after each turn what grew, by line of code"
+        )
 
     search = command("search", "turns", "search", "show what a search finds, with each part's score")
     search.add_argument("query")

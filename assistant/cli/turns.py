@@ -29,9 +29,7 @@ def ask(settings: Settings, args: argparse.Namespace) -> int:
     if not question.strip():
         raise QuestionError("There is no question; write what you want to know.")
     with Assistant(settings) as assistant:
-        trace = MemoryTrace() if args.trace_memory else None
-        if trace is not None:
-            trace.start()
+        trace = _tracing(args)
         events = assistant.stream(question, session_id=args.session, documents=args.document)
         if args.json:
             answer = _last(events)
@@ -40,9 +38,7 @@ def ask(settings: Settings, args: argparse.Namespace) -> int:
             answer = show_events(events)
             if args.session is None:
                 print(f"session {answer.session_id} (continue it with --session {answer.session_id})", file=sys.stderr)
-        if trace is not None:
-            for growth in trace.stop():
-                print(growth, file=sys.stderr)
+        _show_growth(trace)
     return 0
 
 
@@ -50,7 +46,10 @@ def chat(settings: Settings, args: argparse.Namespace) -> int:
     """Chat line by line until the input ends."""
     session_id = args.session or new_session_id()
     with Assistant(settings) as assistant:
+        for note in assistant.plan_memory():
+            print(f"note: {note}", file=sys.stderr)
         print(f"Session {session_id}. {_HELP.splitlines()[0]} /help lists commands.")
+        trace = _tracing(args)
         assistant.parts.warm_chat_model()
         last: Answer | None = None
         while (line := _read()) is not None:
@@ -73,6 +72,7 @@ def chat(settings: Settings, args: argparse.Namespace) -> int:
                         else assistant.stream(line, session_id=session_id)
                     )
                     last = show_events(events)
+                    _show_growth(trace)
             except AssistantError as exc:
                 print(f"! {exc}", file=sys.stderr)
             except KeyboardInterrupt:
@@ -153,8 +153,24 @@ def _show_books(answer: Answer) -> None:
             f"RAM {format_bytes(memory.before)} → {format_bytes(memory.after)} of {format_bytes(memory.budget)}"
         )
     print(f"  ({' · '.join(parts)})", file=sys.stderr)
+    for action in answer.memory.actions if answer.memory is not None else ():
+        print(f"  memory: {action}", file=sys.stderr)
     for notice in answer.notices:
         print(f"  note: {notice}", file=sys.stderr)
+
+
+def _tracing(args: argparse.Namespace) -> MemoryTrace | None:
+    """Start to trace what grows, where that was asked for."""
+    if not args.trace_memory:
+        return None
+    trace = MemoryTrace()
+    trace.start()
+    return trace
+
+
+def _show_growth(trace: MemoryTrace | None) -> None:
+    for growth in trace.growth() if trace is not None else ():
+        print(f"  grew: {growth}", file=sys.stderr)
 
 
 def _show_sources(answer: Answer | None) -> None:

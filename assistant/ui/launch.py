@@ -55,6 +55,8 @@ def _serve(args: Any) -> None:
     check_port(args.host, args.port)
     _say("Starting …")
     with Assistant(settings) as assistant:
+        for note in assistant.plan_memory():
+            _say(note)
         serve(assistant, access, made, host=args.host, port=args.port, share=args.share, say=_say)
 
 

@@ -39,7 +39,7 @@ from assistant.errors import (
     UnknownTurnError,
 )
 from assistant.records import LOCAL_USER
-from assistant.users import VISITOR_PREFIX, Users, make_password
+from assistant.users import Users, make_password
 
 from . import chat, documents, page, sessions
 from .auth import Access, Tokens
@@ -48,6 +48,7 @@ from .ingests import Ingests
 from .runs import Runs
 from .site import Site
 from .strings import Strings
+from .visitors import Visitors
 
 if TYPE_CHECKING:
     from assistant.core import Assistant
@@ -240,7 +241,8 @@ def serve(assistant: Assistant, access: Access, made: str, *, host: str, port: i
         say: Told where the chat is.
         made: A password that was made for ``guest``, said once with the address.
     """
-    with ChatServer(assistant, access, host=host, port=port) as server:
+    visitors = Visitors(assistant.history, assistant.settings.history_dir, public=access.mode == "public")
+    with visitors, ChatServer(assistant, access, host=host, port=port) as server:
         threading.Thread(target=_warm, args=(assistant,), name="warm", daemon=True).start()
         say(f"The chat is at {server.url}")
         if share:
@@ -252,17 +254,6 @@ def serve(assistant: Assistant, access: Access, made: str, *, host: str, port: i
             say(f"Log in as {GUEST} with the password {made} (made for this run, said only here).")
         wait_for_end()
         say("Closing …")
-    forget_visitors(assistant, access)
-
-
-def forget_visitors(assistant: Assistant, access: Access) -> None:
-    """Delete the chats of a public chat's visitors."""
-    if access.mode != "public":
-        return
-    for user in assistant.history.users():
-        if user.startswith(VISITOR_PREFIX):
-            for session in assistant.history.sessions(user, limit=10_000):
-                assistant.history.delete(session.id, user)
 
 
 async def _told(request: Request, error: Exception) -> Response:
@@ -283,7 +274,7 @@ def _user_of(request: Request) -> str:
 def _warm(assistant: Assistant) -> None:
     """Load the models while the user still types the first question; what fails is told with that question."""
     try:
-        assistant.warm()
+        assistant.warm(settle=True)
     except Exception as exc:  # noqa: BLE001 - it will be raised again where somebody sees it
         log.info("Could not load the models ahead: %s", exc)
 
