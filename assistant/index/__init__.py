@@ -4,6 +4,7 @@ Knows nothing about files, models or queries: it receives chunks with their vect
 ids, vectors and whose they are; everything else, the text too, stands once, in SQLite.
 """
 
-from .store import Index, IndexReport
+from .care import IndexReport
+from .store import Index
 
 __all__ = ["Index", "IndexReport"]

@@ -120,6 +120,11 @@ class Catalog:
         found = self.rows("SELECT value FROM facts WHERE name = ?", (name,))
         return str(found[0][0]) if found else default
 
+    @staticmethod
+    def raise_fact(connection: sqlite3.Connection, name: str, by: int) -> None:
+        """Add to a fact that is a number."""
+        connection.execute("UPDATE facts SET value = CAST(value AS INTEGER) + ? WHERE name = ?", (by, name))
+
     # Documents
 
     def put_document(self, connection: sqlite3.Connection, info: DocumentInfo) -> None:

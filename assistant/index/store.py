@@ -3,61 +3,30 @@
 Chunks are first written to SQLite as pending, then their vectors to Chroma, then the mark is taken off; leaving chunks
 first leave SQLite, which notes their ids, then Chroma. Whatever breaks off in between is on record: opening finishes
 what needs no vectors, running the ingest again or ``repair`` does the rest.
-
-Several processes may share a store. SQLite's write lock is the lock for both parts, and each write raises a number by
-which the other processes see that their Chroma client is behind and open it again.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assistant.errors import IndexStoreError, UnknownDocumentError
+from assistant.errors import IndexStoreError, StorageFullError, UnknownDocumentError
 from assistant.records import Chunk, DocumentInfo, Scope
 
-from . import catalog
+from . import care
+from .care import IndexReport
 from .catalog import Catalog, marks, visible
 from .failures import mapped
-from .vectors import VectorStore
+from .shared import SharedVectors
 
 if TYPE_CHECKING:
-    import sqlite3
-
     import numpy as np
 
-_REOPEN_S = 3.0  # a reader follows another process's running ingest at most this often
 _BATCH = 256
 _NUMBER = "SELECT number FROM documents WHERE id = ?"
-_WASTE = 0.25  # compact once this share of the vectors written was deleted
-
-
-@dataclass(frozen=True, slots=True)
-class IndexReport:
-    """What a check found.
-
-    Attributes:
-        missing_vectors: Ids of chunks that Chroma does not hold: lexical search alone finds them.
-        stray_vectors: Ids in Chroma that no chunk has.
-        problems: What is wrong, in words for people; empty when all is well.
-    """
-
-    documents: int
-    chunks: int
-    vectors: int
-    missing_vectors: tuple[str, ...] = ()
-    stray_vectors: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
 
 
 class Index:
@@ -68,10 +37,7 @@ class Index:
         self.dimension = dimension
         self._catalog = stored
         self._lock = threading.RLock()
-        self._vectors: VectorStore | None = None
-        self._seen = -1  # generation that the open Chroma client knows
-        self._opened_at = 0.0
-        self._closed = False
+        self._chroma = SharedVectors(folder, stored, self._lock)
 
     @classmethod
     def open(cls, folder: Path, *, dimension: int, fingerprint: str) -> Index:
@@ -109,9 +75,8 @@ class Index:
     def close(self) -> None:
         """Close both stores; the RAM of the vectors goes back to the allocator."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._close_vectors()
+            if not self._chroma.closed:
+                self._chroma.close()
                 self._catalog.close()
 
     def __enter__(self) -> Index:
@@ -124,8 +89,7 @@ class Index:
 
     def release(self) -> None:
         """Close Chroma's client alone, giving back the RAM of the vectors; the next search opens it again."""
-        with self._lock:
-            self._close_vectors()
+        self._chroma.release()
 
     # Writing
 
@@ -170,10 +134,10 @@ class Index:
             with self._catalog.transaction() as connection:
                 self._catalog.put_chunks(connection, int(str(number)), chunks)
             ids = [chunk.id for chunk in chunks]
-            with self._vector_write() as (store, connection):
+            with self._chroma.write() as (store, connection):
                 store.upsert(ids, vectors, [meta] * len(ids))
                 connection.executemany("UPDATE chunks SET dense = 1 WHERE id = ?", [(name,) for name in ids])
-                self._raise_fact(connection, "written", len(ids))
+                self._catalog.raise_fact(connection, "written", len(ids))
 
     def move_chunks(self, document_id: str, chunks: Sequence[Chunk]) -> None:
         """Give chunks that are there already their new places in the document."""
@@ -192,7 +156,7 @@ class Index:
             self._sweep()
 
     def remove_document(self, document_id: str) -> None:
-        """Remove a document with all its chunks. Call ``compact`` to give the disk space back.
+        """Remove a document with all its chunks; once enough were removed, their disk space is given back.
 
         Raises:
             UnknownDocumentError: There is no such document.
@@ -207,6 +171,9 @@ class Index:
                 if not connection.execute("DELETE FROM documents WHERE id = ?", (document_id,)).rowcount:
                     raise UnknownDocumentError(f"No document {document_id} is in the index.")
             self._sweep()
+            if care.worth_compacting(self._catalog):
+                with suppress(StorageFullError):  # no room for the copy; the document is gone all the same
+                    self.compact()
 
     # Reading
 
@@ -301,12 +268,12 @@ class Index:
             where = self._where(scope, document_ids)
             for attempt in (0, 1):
                 try:
-                    return self._following().query(vectors, k, where)
+                    return self._chroma.store().query(vectors, k, where)
                 except Exception as exc:
                     # A client that is behind another process's writes may trip over them: open it again, once.
                     if attempt or not type(exc).__module__.startswith("chromadb"):
                         raise
-                    self._close_vectors()
+                    self._chroma.release()
         raise AssertionError("unreachable")
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
@@ -316,7 +283,7 @@ class Index:
             IndexStoreError: One of them has none.
         """
         with mapped(self.folder), self._lock:
-            return self._following().vectors_of(ids)
+            return self._chroma.store().vectors_of(ids)
 
     def lexical(self, match: str, k: int, scope: Scope, document_ids: Sequence[str] | None = None
                 ) -> list[tuple[str, float]]:  # fmt: skip
@@ -341,7 +308,7 @@ class Index:
     @property
     def generation(self) -> int:
         """A number that rises with every write, by any process."""
-        return int(self._catalog.fact("generation", "0"))
+        return self._chroma.generation
 
     # Care
 
@@ -351,30 +318,8 @@ class Index:
         Args:
             thorough: Compare every id and verify the full-text index; else only count.
         """
-        problems: list[str] = []
-        missing: list[str] = []
-        stray: list[str] = []
         with mapped(self.folder), self._lock:
-            if thorough:
-                verdict = str(self._catalog.rows("PRAGMA quick_check(1)")[0][0])
-                if verdict != "ok":
-                    problems.append(f"the SQLite file is damaged: {verdict}")
-                problems.extend(self._word_problems())
-            store = self._following(now=True)
-            vectors = store.count()
-            known = {str(row[0]) for row in self._catalog.rows("SELECT id FROM chunks")} if thorough else set()
-            if thorough:
-                present = {name for page in store.ids() for name in page}
-                missing, stray = sorted(known - present), sorted(present - known)
-            pending = [str(row[0]) for row in self._catalog.rows("SELECT id FROM chunks WHERE dense = 0")]
-            missing = sorted({*missing, *pending})
-            chunks = self.chunk_count()
-        if missing:
-            problems.append(f"{len(missing)} chunks have no vector")
-        if stray or (not thorough and vectors != chunks - len(missing)):
-            problems.append(f"{len(stray) or abs(vectors - chunks)} vectors belong to no chunk")
-        documents = len(self.documents())
-        return IndexReport(documents, chunks, vectors, tuple(missing), tuple(stray), tuple(problems))
+            return care.check(self._catalog, self._chroma, thorough=thorough)
 
     def repair(self, embed: Callable[[Sequence[str]], np.ndarray]) -> IndexReport:
         """Mend what ``check`` finds: embed what lacks a vector, drop what belongs to nothing, rebuild the words.
@@ -383,13 +328,8 @@ class Index:
             embed: From texts to vectors of shape (n, dimension).
         """
         report = self.check()
-        with mapped(self.folder):
-            if any("word" in problem for problem in report.problems):
-                with self._catalog.transaction() as connection:
-                    connection.execute("INSERT INTO words(words) VALUES ('rebuild')")
-            if report.stray_vectors:
-                with self._vector_write() as (store, _):
-                    store.delete(report.stray_vectors)
+        with mapped(self.folder), self._lock:
+            care.mend(self._catalog, self._chroma, report)
         for start in range(0, len(report.missing_vectors), _BATCH):
             chunks = self.chunks(report.missing_vectors[start : start + _BATCH])
             for document_id in sorted({chunk.document_id for chunk in chunks}):
@@ -400,67 +340,22 @@ class Index:
     def compact(self, *, force: bool = False) -> int:
         """Give the disk space of removed documents back, if there is enough of it to be worth the copying.
 
-        Chroma keeps deleted vectors in its files: the living ones are copied into a new folder, which then takes over.
-
         Returns:
             Bytes given back.
         """
         with mapped(self.folder), self._lock:
-            before = VectorStore.bytes_on_disk(self.folder)
-            written, living = int(self._catalog.fact("written", "0")), self.chunk_count()
-            if not force and (written == 0 or (written - living) / written < _WASTE):
-                return 0
-            with self._vector_write() as (store, connection):
-                old = store.folder
-                fresh = VectorStore(self.folder / f"vectors-{int(old.name.rpartition('-')[2]) + 1}")
-                try:
-                    store.copy_to(fresh)
-                finally:
-                    fresh.close()
-                connection.execute("UPDATE facts SET value = ? WHERE name = 'vectors'", (fresh.folder.name,))
-                connection.execute("UPDATE facts SET value = ? WHERE name = 'written'", (str(living),))
-            self._close_vectors()
-            VectorStore.erase(old)
-            with self._catalog.transaction() as connection:
-                connection.execute("INSERT INTO words(words) VALUES ('optimize')")
-            self._catalog.vacuum()
-            return max(0, before - VectorStore.bytes_on_disk(self.folder))
+            return care.compact(self._catalog, self._chroma, force=force)
 
     # Inside
-
-    def _word_problems(self) -> list[str]:
-        try:
-            with self._catalog.transaction() as connection:
-                connection.execute("INSERT INTO words(words, rank) VALUES ('integrity-check', 1)")
-        except catalog.DatabaseError as exc:
-            return [f"the full-text index of words is out of step ({exc})"]
-        return []
 
     def _sweep(self) -> None:
         """Finish what a crash left: vectors of removed chunks, folders of a compaction."""
         leaving = [str(row[0]) for row in self._catalog.rows("SELECT id FROM leaving")]
         if leaving:
-            with self._lock, self._vector_write() as (store, connection):
+            with self._chroma.write() as (store, connection):
                 store.delete(leaving)
                 connection.executemany("DELETE FROM leaving WHERE id = ?", [(name,) for name in leaving])
-
-    @contextmanager
-    def _vector_write(self) -> Iterator[tuple[VectorStore, sqlite3.Connection]]:
-        """Hold SQLite's write lock while Chroma is written; the generation rises at the end."""
-        with self._lock:
-            try:
-                with self._catalog.transaction() as connection:
-                    yield self._following(now=True), connection
-                    self._raise_fact(connection, "generation", 1)
-            except BaseException:
-                with suppress(Exception):
-                    self._close_vectors()
-                raise
-            self._seen = self.generation
-
-    @staticmethod
-    def _raise_fact(connection: sqlite3.Connection, name: str, by: int) -> None:
-        connection.execute("UPDATE facts SET value = CAST(value AS INTEGER) + ? WHERE name = ?", (by, name))
+        self._chroma.sweep()
 
     def _all_visible(self, scope: Scope) -> bool:
         mask, values = visible(scope)
@@ -475,21 +370,3 @@ class Index:
             parts.append({"owner": {"$in": ["", scope.user]}})
             parts.append({"session_id": {"$in": ["", scope.session_id or ""]}})
         return {"$and": parts} if len(parts) > 1 else parts[0] if parts else None
-
-    def _following(self, *, now: bool = False) -> VectorStore:
-        """Return the open Chroma store, opened again when another process wrote since."""
-        if self._closed:
-            raise IndexStoreError(f"The index in {self.folder} is closed.")
-        generation = self.generation
-        stale = self._vectors is not None and generation != self._seen
-        if stale and (now or time.monotonic() - self._opened_at > _REOPEN_S):
-            self._close_vectors()
-        if self._vectors is None:
-            self._vectors = VectorStore(self.folder / self._catalog.fact("vectors", "vectors-1"))
-            self._seen, self._opened_at = generation, time.monotonic()
-        return self._vectors
-
-    def _close_vectors(self) -> None:
-        if self._vectors is not None:
-            vectors, self._vectors = self._vectors, None
-            vectors.close()
