@@ -272,8 +272,16 @@ def test_a_folder_is_walked_without_hidden_files_and_links_that_lead_out(tmp_pat
     (root / "link-folder").symlink_to(outside, target_is_directory=True)
     (root / "link-in.txt").symlink_to(root / "a.txt")
     (root / "loop").symlink_to(root, target_is_directory=True)
+    (root / "itself.txt").symlink_to(root / "itself.txt")
+    (root / "gone.txt").symlink_to(root / "nothing.txt")
     os.mkfifo(root / "pipe")
     found = {str(Path(file.shown).relative_to(root)): file for file in find([root])}
-    assert set(found) == {"a.txt", "sub/b.txt", "link-out.txt", "link-in.txt", "pipe"}
-    assert {name for name, file in found.items() if file.problem} == {"link-out.txt", "pipe"}
+    assert set(found) == {"a.txt", "sub/b.txt", "link-out.txt", "link-in.txt", "pipe", "itself.txt", "gone.txt"}
+    problems = {name: file.problem[0] for name, file in found.items() if file.problem}
+    assert problems == {
+        "link-out.txt": "it is a link that leads out of the folder", "itself.txt": "it is a link that leads to itself",
+        "gone.txt": "there is no such file", "pipe": "it is not a regular file",
+    }  # fmt: skip
+    (loop,) = find([root / "itself.txt"])
+    assert loop.problem is not None
     assert [file.path.name for file in find([root / ".secret"])] == [".secret"]  # named outright, it is meant

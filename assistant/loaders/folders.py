@@ -73,10 +73,19 @@ def _walk(root: Path, shown: Path) -> Iterator[File]:
                 continue
             path = Path(folder, name)
             label = str(shown / path.relative_to(root))
-            if path.is_symlink() and not path.resolve().is_relative_to(real):
-                yield File(path, label, problem=("it is a link that leads out of the folder", "add its target itself"))
+            if path.is_symlink() and (problem := _link_problem(path, real)):
+                yield File(path, label, problem=problem)
             else:
                 yield _file(path, label)
+
+
+def _link_problem(path: Path, root: Path) -> tuple[str, str] | None:
+    """Say why a link below *root* is not followed, if so."""
+    try:
+        inside = path.resolve().is_relative_to(root)
+    except (RuntimeError, OSError):  # from Python 3.13 on the latter
+        return "it is a link that leads to itself", "mend or remove the link"
+    return None if inside else ("it is a link that leads out of the folder", "add its target itself")
 
 
 def _file(path: Path, shown: str) -> File:
