@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import socket
@@ -22,7 +23,7 @@ from assistant.ui.ingests import safe_parts
 from assistant.ui.runs import Run, Runs
 from assistant.ui.server import GUEST, access_for, check_port
 from assistant.ui.sessions import file_name
-from assistant.ui.strings import FOLDER, Strings
+from assistant.ui.strings import FOLDER, MESSAGES, Strings
 from assistant.users import Users
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +57,40 @@ def test_every_word_is_used_and_every_used_word_exists() -> None:
     assert {name.replace("_", ".") for name in re.findall(r"\$([a-z_]+)", pages)} <= set(english) | {
         "language", "problem",
     }  # fmt: skip
+
+
+def sentences(*places: str) -> set[str]:
+    """What the named modules raise or say, with ``{}`` for what varies, from their source."""
+    found: set[str] = set()
+    for place in places:
+        root = ROOT / "assistant" / place
+        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+            for node in ast.walk(ast.parse(path.read_text())):
+                name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
+                if name.endswith("Error") or name in ("problem", "skip"):
+                    found |= {text for text in map(template, node.args) if " " in text}  # type: ignore[attr-defined]
+    return found
+
+
+def template(node: ast.AST) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    parts = node.values if isinstance(node, ast.JoinedStr) else []
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts)
+
+
+def test_what_the_program_says_is_said_in_german_too() -> None:
+    german = json.loads((MESSAGES / "de.json").read_text())
+    for english, other in german.items():
+        assert set(re.findall(r"\{\w+\}", other)) <= set(re.findall(r"\{\w+\}", english)), english
+    known = {re.sub(r"\{\w+\}", "{}", key).rstrip(".") for key in german}
+    page = {text.rstrip(".") for text in sentences("ui")}
+    not_seen_in_the_page = {
+        text for text in page if text.startswith(("--", "Port ", "No share link", "The chat can't be"))
+    }
+    assert page - not_seen_in_the_page - known == set()
+    rest = {text.rstrip(".") for text in sentences("loaders", "ingest.py", "transfer.py", "budget.py", "admission.py")}
+    assert len(rest & known) >= 0.9 * len(rest), f"not in messages/de.json: {sorted(rest - known)}"
 
 
 @pytest.mark.parametrize(

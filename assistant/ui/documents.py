@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -13,11 +14,13 @@ from assistant.settings import ROOT
 from assistant.units import format_bytes
 
 from . import pdf_page
+from .ingests import Upload
 from .site import Site, User
 from .views import Json, document_view, passage_view
 
 SAMPLES = ROOT / "samples"
 MAX_AROUND = 4000
+CHECKED_BYTES = 8_000_000  # of a file of unknown size, between two looks at whether it still has room
 
 
 class Password(BaseModel):
@@ -52,8 +55,7 @@ def router(site: Site) -> APIRouter:
     @routes.put("/uploads")
     async def upload(request: Request, user: User, name: str, session_id: str = "") -> Json:
         site.require_writable()
-        path = await _receive(site, request, user, session_id or None, name)
-        return site.ingests.add(user, session_id or None, name.replace("\\", "/"), path).view()
+        return (await _receive(site, request, user, session_id or None, name.replace("\\", "/"))).view()
 
     @routes.delete("/uploads/{upload_id}")
     def cancel(upload_id: str, user: User) -> Json:
@@ -75,7 +77,7 @@ def router(site: Site) -> APIRouter:
     def samples(user: User) -> Json:
         site.require_writable()
         paths = sorted(path for path in SAMPLES.iterdir() if path.name != "README.md")
-        return {"uploads": [site.ingests.add(user, None, path.name, path, ours=False).view() for path in paths]}
+        return {"uploads": [site.ingests.add_existing(user, path.name, path).view() for path in paths]}
 
     @routes.get("/passage")
     def passage(user: User, document_id: str, start: int = 0, end: int = 0, around: int = 1200) -> Json:
@@ -93,23 +95,28 @@ def router(site: Site) -> APIRouter:
     return routes
 
 
-async def _receive(site: Site, request: Request, user: str, session_id: str | None, name: str) -> Path:
+async def _receive(site: Site, request: Request, user: str, session_id: str | None, name: str) -> Upload:
+    """Take a file in as it comes, refusing what is too large by its announced size where it has one."""
     limit = site.assistant.settings.max_file_bytes
     announced = int(request.headers.get("content-length") or 0)
     too_large = DocumentTooLargeError(name, f"is over the limit of {format_bytes(limit)}", "split it")
     if announced > limit:
         raise too_large
-    path = site.ingests.place(user, session_id, name, announced)
-    part = path.with_name(path.name + ".part")
-    received = 0
+    upload = await asyncio.to_thread(site.ingests.expect, user, session_id, name, announced)
+    received, checked = 0, max(announced, CHECKED_BYTES)
     try:
-        with part.open("wb") as file:
+        with upload.part.open("wb") as file:
             async for block in request.stream():
                 received += len(block)
                 if received > limit:
                     raise too_large
+                if received > checked:
+                    site.ingests.check(user, received, written_bytes=received)
+                    checked = received + CHECKED_BYTES
                 file.write(block)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+        if not announced:
+            site.ingests.check(user, received, written_bytes=received)
+        return site.ingests.add(upload)
+    except BaseException:  # also when the tab went away
+        site.ingests.unexpect(upload)
+        raise

@@ -68,8 +68,9 @@ def router(site: Site) -> APIRouter:
             "language": language,
             "languages": site.strings.languages,
             "words": site.strings.words(language),
+            "messages": site.strings.messages(language),
             "max_file_bytes": settings.max_file_bytes,
-            "has_model": settings.model != "none",
+            "answer_threshold": settings.answer_threshold,
         }
 
     @routes.get("/login")

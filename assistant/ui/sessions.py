@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import tempfile
+import secrets
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +14,10 @@ from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
 from assistant.errors import AccessError, SettingsError, StorageFullError
-from assistant.transfer import export_jsonl, export_markdown, import_file
+from assistant.transfer import export_jsonl, export_markdown
+from assistant.units import format_bytes
 
+from .imports import Import
 from .site import Site, User
 from .views import Json, hit_view, turn_view
 
@@ -98,24 +99,38 @@ def transfer_router(site: Site) -> APIRouter:
         return _export(site, user, None, format, "Thimble chats")
 
     @routes.post("/import")
-    async def imported(request: Request, user: User) -> Json:
+    async def imported(request: Request, user: User, name: str = "the file") -> Response:
         if site.access.mode == "public":
             raise AccessError("In a public chat nothing can be imported.")
-        folder = site.assistant.settings.store_dir / "uploads"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="import-", suffix=".json") as file:
-            received = 0
+        path = await _received(site, request)
+        reading = Import(site.assistant.history, path, name, user)
+        await reading.begun()
+        return StreamingResponse(reading.lines(), media_type="application/x-ndjson")
+
+    return routes
+
+
+async def _received(site: Site, request: Request) -> Path:
+    """Write what is sent to a file of its own; refuse what is too large before it is sent, where its size is known."""
+    folder = site.assistant.settings.store_dir / "uploads"
+    too_large = StorageFullError(f"A file of chats may have {format_bytes(MAX_IMPORT)}; split it.")
+    announced = int(request.headers.get("content-length") or 0)
+    if announced > MAX_IMPORT:
+        raise too_large
+    site.ingests.check_disk(announced)
+    path = folder / f"import-{secrets.token_hex(8)}.json"
+    received = 0
+    try:
+        with path.open("wb") as file:
             async for block in request.stream():
                 received += len(block)
                 if received > MAX_IMPORT:
-                    raise StorageFullError("A file of chats may have 2 GB; split it.")
+                    raise too_large
                 file.write(block)
-            file.flush()
-            report = await asyncio.to_thread(import_file, site.assistant.history, Path(file.name), user)
-        said = str(report).replace(Path(file.name).name, "the file")
-        return {"conversations": report.conversations, "turns": report.turns, "report": said}
-
-    return routes
+    except BaseException:  # also when the tab went away
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
 def _export(site: Site, user: str, session_id: str | None, format: str, title: str) -> Response:

@@ -1,4 +1,8 @@
-"""The words on the page: one file a language in ``static/strings/``, English being the one to translate from."""
+"""The words on the page: one file a language in ``static/strings/``, English being the one to translate from.
+
+What the rest of the program says (errors, why a file was refused) is English where it arises; ``static/messages/`` has
+those sentences in other languages, under the English ones, with ``{}`` around what varies in them.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,16 @@ import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "static" / "strings"
+MESSAGES = Path(__file__).parent / "static" / "messages"
 DEFAULT = "en"
 
 
 class Strings:
     """All languages there are, read once."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
-        self._languages: dict[str, dict[str, str]] = {
-            path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
-        }
+    def __init__(self, folder: Path = FOLDER, messages: Path = MESSAGES) -> None:
+        self._languages = _tables(folder)
+        self._messages = _tables(messages)
 
     @property
     def languages(self) -> dict[str, str]:
@@ -33,6 +37,14 @@ class Strings:
     def words(self, language: str) -> dict[str, str]:
         """Return the words of a language, English standing in for what it lacks."""
         return {**self._languages[DEFAULT], **self._languages[language]}
+
+    def messages(self, language: str) -> dict[str, str]:
+        """Return what the program says, English to a language; empty for English."""
+        return self._messages.get(language, {})
+
+
+def _tables(folder: Path) -> dict[str, dict[str, str]]:
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 def _preferred(header: str) -> list[str]:

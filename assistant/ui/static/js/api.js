@@ -1,4 +1,5 @@
 // Talking to the server: JSON, one streamed turn, one upload.
+import { said } from "./said.js";
 import { t } from "./words.js";
 
 export class ApiError extends Error {
@@ -14,7 +15,7 @@ async function told(reply) {
   let body = {};
   try { body = await reply.json(); } catch { /* not ours: a proxy's page */ }
   if (reply.status === 401) location.assign("/login");
-  throw new ApiError(body.error ?? "failed", body.message ?? t("app.failed", { status: reply.status }), reply.status);
+  throw new ApiError(body.error ?? "failed", said(body.message) || t("app.failed", { status: reply.status }), reply.status);
 }
 
 export async function get(path, params = {}) {
@@ -59,6 +60,35 @@ export async function turn(call, onEvent) {
   }
 }
 
+// A file of chats: onShare while it is sent, onLine(object) for each line of the reply; resolves to the last of them.
+export function importFile(file, onShare, onLine) {
+  const request = new XMLHttpRequest();
+  const done = new Promise((resolve, reject) => {
+    let seen = 0, last = null;
+    const lines = () => {
+      if (request.status !== 200) return;
+      const end = request.responseText.lastIndexOf("\n");
+      for (const line of request.responseText.slice(seen, end + 1).split("\n")) if (line) { last = JSON.parse(line); onLine(last); }
+      seen = Math.max(seen, end + 1);
+    };
+    request.open("POST", `/api/import?${new URLSearchParams({ name: file.name })}`);
+    request.upload.onprogress = (event) => { if (event.lengthComputable) onShare(event.loaded / event.total); };
+    request.onprogress = lines;
+    request.onload = () => {
+      lines();
+      let body = last ?? {};
+      if (request.status !== 200) try { body = JSON.parse(request.responseText); } catch { body = { error: "failed" }; }
+      if (body.error) reject(new ApiError(body.error, said(body.message) || t("app.failed", { status: request.status }), request.status));
+      else if (!last || last.skipped === undefined) reject(new TypeError("connection lost"));
+      else resolve(last);
+    };
+    request.onerror = () => reject(new TypeError("connection lost"));
+    request.onabort = () => reject(new ApiError("cancelled", "", 0));
+    request.send(file);
+  });
+  return { done, cancel: () => request.abort() };
+}
+
 export function upload(file, name, sessionId, onShare) {
   const request = new XMLHttpRequest();
   const query = new URLSearchParams({ name });
@@ -69,7 +99,7 @@ export function upload(file, name, sessionId, onShare) {
     request.upload.onprogress = (event) => { if (event.lengthComputable) onShare(event.loaded / event.total); };
     request.onload = () => {
       if (request.status < 300) resolve(request.response);
-      else reject(new ApiError(request.response?.error ?? "failed", request.response?.message ?? t("app.failed", { status: request.status }), request.status));
+      else reject(new ApiError(request.response?.error ?? "failed", said(request.response?.message) || t("app.failed", { status: request.status }), request.status));
     };
     request.onerror = () => reject(new TypeError("connection lost"));
     request.onabort = () => reject(new ApiError("cancelled", "", 0));

@@ -1,5 +1,6 @@
 // The books of an answer: one line of what it took, and behind it where the tokens and the memory went.
 import { h } from "./dom.js";
+import { said } from "./said.js";
 import { bytes, number, percent, seconds, t } from "./words.js";
 
 const WORDS_PER_TOKEN = 0.75; // English; the model counts tokens, people words
@@ -46,7 +47,7 @@ function inside({ tokens, memory, searched, answerable, time }) {
   }
   if (memory) {
     const values = Object.fromEntries(["before", "peak", "after", "released", "left"].map((name) => [name, bytes(memory[name])]));
-    box.append(section("books.ram", h("p", { text: t("books.ram.line", values) }), memory.actions.length ? h("ul", {}, ...memory.actions.map((text) => h("li", { text }))) : null));
+    box.append(section("books.ram", h("p", { text: t("books.ram.line", values) }), memory.actions.length ? h("ul", {}, ...memory.actions.map((text) => h("li", { text: said(text) }))) : null));
   }
   if (searched.length) box.append(section("books.searched", h("ul", {}, ...searched.map((query) => h("li", { text: `${query.text} (${number(query.weight, 2)})` })))));
   const last = [];

@@ -2,6 +2,7 @@
 import { get, send, turn as streamTurn } from "./api.js";
 import { announce, find, h } from "./dom.js";
 import { problem, toast } from "./notify.js";
+import { said } from "./said.js";
 import { TurnView } from "./turn.js";
 import { t } from "./words.js";
 
@@ -100,7 +101,7 @@ export class Chat {
         await send("POST", "switch", { session_id: this.sessionId, turn_id: id });
         await this.refresh();
       }),
-    });
+    }, { threshold: this.start.answer_threshold });
   }
 
   settle() {
@@ -151,7 +152,7 @@ export class Chat {
     try {
       await streamTurn({ ...call, session_id: this.sessionId }, (event) => {
         if (!here()) return;
-        if (event.type === "error") failure = event;
+        if (event.type === "error") failure = { kind: event.kind, message: said(event.message) };
         else this.event(event, view);
         this.scroll();
       });
@@ -235,12 +236,12 @@ export class Chat {
     });
   }
 
-  // What an empty chat shows: how to begin, or questions to try.
+  // What an empty chat shows: how to begin, or questions to try; *documents* is null while there are some, not listed yet.
   welcome(documents, { addFiles, addSamples }) {
     const box = find("#empty");
     const readOnly = this.start.read_only;
-    const questions = SAMPLES.filter((one) => documents.some((document) => document.name === one.file && document.status === "ready"));
-    const none = documents.length === 0;
+    const questions = SAMPLES.filter((one) => documents?.some((document) => document.name === one.file && document.status === "ready"));
+    const none = documents?.length === 0;
     box.replaceChildren(
       h("h2", { text: none && !readOnly ? t("chat.empty.title") : t("chat.welcome") }),
       h("p", { text: none ? t(readOnly ? "chat.empty.public" : "chat.empty.text") : t("chat.welcome.text") }),

@@ -2,11 +2,12 @@
 import { get, send, upload } from "./api.js";
 import { find, h, icon, iconButton } from "./dom.js";
 import { ask, problem, toast } from "./notify.js";
+import { said } from "./said.js";
 import { bytes, day, number, percent, seconds, t } from "./words.js";
 
 const AT_ONCE = 2; // uploads sent side by side
 const ACTIVE = ["waiting", "reading"];
-const QUIET = ["added", "updated", "unchanged"];
+const GOOD = ["added", "updated", "unchanged"];
 
 export class Documents {
   // hooks: { changed(documents), sessionId(): id, preview(document), readOnly }
@@ -62,7 +63,11 @@ export class Documents {
     if (this.hooks.readOnly || !items.length) return;
     const sessionId = this.onlyHere.checked ? await this.hooks.makeSession() : "";
     this.hooks.show();
-    for (const item of items) if (!item.file.name.startsWith(".")) this.queue.push({ ...item, sessionId });
+    for (const item of items) {
+      if (item.file.name.startsWith(".")) continue;
+      if (item.file.size > this.hooks.maxBytes) toast(t("documents.large", { name: item.name, size: bytes(item.file.size), limit: bytes(this.hooks.maxBytes) }), { bad: true });
+      else this.queue.push({ ...item, sessionId });
+    }
     this.pump();
   }
 
@@ -91,6 +96,7 @@ export class Documents {
     const found = await get("documents", { session_id: this.hooks.sessionId() });
     this.documents = found.documents;
     this.uploads = found.uploads;
+    this.loaded = true;
     this.drawList();
     this.drawIncoming();
     this.hooks.changed(this.documents);
@@ -124,19 +130,26 @@ export class Documents {
 
   // What went well is in the list by now: it is said once, and only what did not stays in view.
   tell() {
-    const good = this.uploads.filter((one) => QUIET.includes(one.state));
+    const good = this.uploads.filter((one) => GOOD.includes(one.state));
+    const bad = this.uploads.filter((one) => one.state === "refused" && !one.locked && this.listed(one));
+    if (bad.length) toast(bad.length === 1 ? t("documents.one.refused", { name: bad[0].name }) : t("documents.many.refused", { count: number(bad.length) }), { bad: true });
     const fresh = good.filter((one) => one.state !== "unchanged");
     if (fresh.length) toast(fresh.length === 1 ? t("documents.one.added", { name: fresh[0].name }) : t("documents.many.added", { count: number(fresh.length) }));
     else if (good.length) toast(t("documents.none.added"));
-    for (const one of good) send("DELETE", `uploads/${one.id}`).catch(() => {});
-    this.uploads = this.uploads.filter((one) => !QUIET.includes(one.state));
+    for (const one of [...good, ...bad]) send("DELETE", `uploads/${one.id}`).catch(() => {});
+    this.uploads = this.uploads.filter((one) => !good.includes(one) && !bad.includes(one));
     this.drawIncoming();
+  }
+
+  // The refused document that an upload has become, if it is in the list.
+  listed(upload) {
+    return this.documents.find((document) => document.status === "refused" && document.name === upload.name.split("/").at(-1));
   }
 
   drawIncoming() {
     const sending = [...this.sending.values()].map((one) => this.row({ name: one.name, meta: t("documents.sending", { percent: percent(one.share) }), share: one.share, cancel: one.cancel }));
     const queued = this.queue.length ? [this.row({ name: `+ ${number(this.queue.length)}`, meta: t("documents.waiting") })] : [];
-    const rows = this.uploads.filter((one) => !QUIET.includes(one.state)).map((one) => this.row({ ...said(one), name: one.name, share: ACTIVE.includes(one.state) ? one.share : undefined, refused: one.state === "refused", unlock: one.locked && (() => this.unlock(one).catch(problem)), cancel: () => send("DELETE", `uploads/${one.id}`).then(() => this.watch()).catch(problem) }));
+    const rows = this.uploads.filter((one) => !GOOD.includes(one.state)).map((one) => this.row({ ...facts(one), name: one.name, share: ACTIVE.includes(one.state) ? one.share : undefined, refused: one.state === "refused", unlock: one.locked && (() => this.unlock(one).catch(problem)), cancel: () => send("DELETE", `uploads/${one.id}`).then(() => this.watch()).catch(problem) }));
     if (!sending.length && !rows.length && !queued.length) return this.incoming.replaceChildren();
     const clear = h("button", { type: "button", text: t("documents.clear"), onclick: () => send("DELETE", "uploads").then(() => this.load()).catch(problem) });
     this.incoming.replaceChildren(h("h2", { class: "panel-title" }, t("documents.uploads"), rows.length ? clear : ""), h("ul", { class: "files" }, ...sending, ...queued, ...rows));
@@ -156,21 +169,23 @@ export class Documents {
   }
 
   drawList() {
-    const count = this.documents.length;
+    const locked = this.uploads.filter((one) => one.locked).map((one) => this.listed(one)); // shown above, with a button
+    const shown = this.documents.filter((document) => !locked.includes(document));
+    const count = shown.length;
     if (!count) return this.list.replaceChildren(h("p", { class: "panel-note", text: t("documents.none") }));
     this.list.replaceChildren(
       h("h2", { class: "panel-title", text: count === 1 ? t("documents.one") : t("documents.listed", { count: number(count) }) }),
-      h("ul", { class: "files" }, ...this.documents.map((document) => this.item(document))));
+      h("ul", { class: "files" }, ...shown.map((document) => this.item(document))));
   }
 
   item(document) {
     const refused = document.status === "refused";
-    const facts = refused ? t("documents.refused", { reason: document.reason }) : t("documents.meta", { size: bytes(document.size_bytes), count: number(document.chunk_count), date: day(document.added_at) });
-    const more = [document.status === "partial" && t("documents.partial"), document.session_only && t("documents.only")].filter(Boolean);
+    const meta = refused ? t("documents.refused", { reason: said(document.reason) }) : t("documents.meta", { size: bytes(document.size_bytes), count: number(document.chunk_count), date: day(document.added_at) });
+    const more = [document.status === "partial" && t(this.uploads.some((one) => ACTIVE.includes(one.state) && one.name.split("/").at(-1) === document.name) ? "documents.reading" : "documents.partial"), document.session_only && t("documents.only")].filter(Boolean);
     const name = refused ? h("span", { class: "name", text: document.name, title: document.name })
       : h("button", { type: "button", class: "name", text: document.name, title: document.name, "aria-label": t("documents.preview", { name: document.name }), onclick: () => this.hooks.preview(document) });
     return h("li", { class: refused ? "file refused" : "file", "data-id": document.id }, type(document.name),
-      h("div", { class: "about" }, name, h("span", { class: "meta", text: [facts, ...more].join(" · ") })),
+      h("div", { class: "about" }, name, h("span", { class: "meta", text: [meta, ...more].join(" · ") })),
       this.hooks.readOnly || document.removable === false ? "" : iconButton("trash", t("documents.remove", { name: document.name }), () => this.remove(document).catch(problem)));
   }
 
@@ -184,7 +199,7 @@ export class Documents {
 
 const type = (name) => h("span", { class: "type", "aria-hidden": "true", text: /\.(\w{1,4})$/.exec(name)?.[1] ?? "" });
 
-function said(one) {
+function facts(one) {
   const count = number(one.chunks);
   if (one.state === "reading") {
     const parts = [t("documents.reading")];
@@ -192,7 +207,7 @@ function said(one) {
     if (one.remaining_s) parts.push(t("documents.left", { time: seconds(one.remaining_s) }));
     return { meta: parts.join(" · ") };
   }
-  if (one.state === "refused") return { meta: t("documents.refused", { reason: one.reason }) };
+  if (one.state === "refused") return { meta: t("documents.refused", { reason: said(one.reason) }) };
   return { meta: t(`documents.${one.state}`, { count }) };
 }
 

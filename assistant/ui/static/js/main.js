@@ -6,6 +6,7 @@ import { find, h, icon, iconButton } from "./dom.js";
 import { menu, problem, show, toast } from "./notify.js";
 import { download, Sessions } from "./sessions.js";
 import { Source } from "./source.js";
+import { setMessages } from "./said.js";
 import { setWords, t } from "./words.js";
 
 const app = find("#app"), panel = find("#panel"), sidebar = find("#sidebar"), scrim = find("#scrim"), question = find("#question");
@@ -144,7 +145,7 @@ function shortcuts() {
 
 function foot(start) {
   const importer = h("input", { type: "file", accept: ".json,.jsonl,.md,.zip,.gz", class: "unseen", tabindex: "-1", "aria-hidden": "true", id: "pick-import" });
-  importer.addEventListener("change", () => { if (importer.files[0]) sessions.import(importer.files[0]).catch(problem); importer.value = ""; });
+  importer.addEventListener("change", () => { if (importer.files[0]) sessions.import(importer.files[0]).catch((error) => chat.failed(error)); importer.value = ""; });
   const languages = (event) => menu(event.currentTarget, Object.entries(start.languages).map(([code, name]) => ({ name: "world", label: name, act: () => {
     document.cookie = `thimble-language=${code}; path=/; max-age=31536000; samesite=lax`;
     location.reload();
@@ -192,6 +193,7 @@ function frame() {
 async function begin() {
   const start = await get("start");
   setWords(start.words, start.language);
+  setMessages(start.messages);
   frame();
   source = new Source();
   sessions = new Sessions({
@@ -206,15 +208,18 @@ async function begin() {
     openQuote: (quote, turn) => { openPanel("source"); source.open(quote, turn).catch((error) => chat.failed(error)); },
     lost: connectionLost,
   });
+  const welcome = (list) => chat.welcome(list, { addFiles: () => documents.files.click(), addSamples: () => documents.samples().catch(problem) });
   documents = new Documents({
     readOnly: start.read_only,
+    maxBytes: start.max_file_bytes,
     sessionId: () => chat.sessionId,
     makeSession: () => chat.make(),
     show: () => openPanel("documents"),
     preview: (document) => { openPanel("source"); source.preview(document).catch((error) => chat.failed(error)); },
-    changed: (list) => chat.welcome(list, { addFiles: () => documents.files.click(), addSamples: () => documents.samples().catch(problem) }),
+    changed: (list) => { kept.set("thimble-documents", list.length ? "some" : "none"); welcome(list); },
     lost: connectionLost,
   });
+  welcome(kept.get("thimble-documents") === "some" ? null : []); // as it was last time, until the list is there
   if (start.read_only) find("#attach").hidden = true;
   find("#attach").addEventListener("click", () => documents.files.click());
   foot(start);

@@ -39,13 +39,15 @@ export function ask({ title, text, field, value = "", yes, danger = false, type 
   });
 }
 
-export function show(title, content) {
+// Returns what closes it, what names its button anew, and whether it is still open.
+export function show(title, content, { close = t("app.close"), closed = () => {} } = {}) {
+  const button = h("button", { type: "button", class: "solid", text: close, onclick: () => dialog.close() });
   const dialog = h("dialog", { "aria-labelledby": "dialog-title" },
-    h("h2", { text: title, id: "dialog-title" }), content,
-    h("div", { class: "buttons" }, h("button", { type: "button", class: "solid", text: t("app.close"), onclick: () => dialog.close() })));
-  dialog.addEventListener("close", () => dialog.remove());
+    h("h2", { text: title, id: "dialog-title" }), content, h("div", { class: "buttons" }, button));
+  dialog.addEventListener("close", () => { dialog.remove(); closed(); });
   document.body.append(dialog);
   dialog.showModal();
+  return { close: () => dialog.close(), label: (text) => { button.textContent = text; }, get open() { return dialog.open; } };
 }
 
 export function menu(button, items) {

@@ -1,8 +1,9 @@
 // The list of chats on the left.
-import { get, send } from "./api.js";
+import { get, importFile, send } from "./api.js";
 import { find, h, iconButton } from "./dom.js";
 import { ask, menu, problem, show, toast } from "./notify.js";
-import { age, t } from "./words.js";
+import { said } from "./said.js";
+import { age, number, percent, t } from "./words.js";
 
 export class Sessions {
   // hooks: { open(id), current(): id, renamed(id, title), deleted(id) }
@@ -94,13 +95,36 @@ export class Sessions {
     await this.load();
   }
 
+  // Sends a file of chats, shows how far it is, and says at the end what was taken and what was not.
   async import(file) {
-    const reply = await fetch("/api/import", { method: "POST", body: file, headers: { "content-type": "application/octet-stream" } });
-    const body = await reply.json();
-    if (!reply.ok) return toast(body.message, { bad: true });
-    if (body.report.includes("\n")) show(t("sessions.import"), h("pre", { class: "report", text: body.report }));
-    else toast(t("sessions.imported", { count: body.conversations }));
-    await this.load();
+    const bar = h("progress", { max: "1", value: "0", "aria-label": file.name }), meta = h("p", { text: t("documents.sending", { percent: percent(0) }) });
+    const box = h("div", { class: "importing" }, h("p", { class: "name", text: file.name }), bar, meta);
+    let over = false;
+    const dialog = show(t("sessions.import"), box, { close: t("app.cancel"), closed: () => { if (!over && bar.dataset.sent !== "true") job.cancel(); } });
+    const job = importFile(file, (share) => {
+      bar.value = share;
+      meta.textContent = t("documents.sending", { percent: percent(share) });
+      if (share === 1) { bar.dataset.sent = "true"; bar.removeAttribute("value"); meta.textContent = t("sessions.importing", { count: number(0) }); dialog.label(t("app.close")); }
+    }, ({ share, conversations }) => {
+      if (share === undefined) return;
+      bar.value = share;
+      meta.textContent = t("sessions.importing", { count: number(conversations) });
+    });
+    try {
+      const report = await job.done;
+      over = true;
+      const line = report.conversations ? t("sessions.imported", { count: number(report.conversations), turns: number(report.turns) }) : t("sessions.imported.none");
+      if (dialog.open) box.replaceChildren(...reported(line, report));
+      else toast(line);
+    } catch (error) {
+      over = true;
+      dialog.close();
+      if (error.kind !== "cancelled") throw error;
+      return;
+    } finally {
+      dialog.label(t("app.close"));
+      await this.load().catch(() => {});
+    }
   }
 
   select() {
@@ -112,6 +136,17 @@ export class Sessions {
       else item.firstChild.removeAttribute("aria-current");
     }
   }
+}
+
+function reported(line, { skipped, skipped_count: count, cut_off: missing }) {
+  const out = [h("p", { class: "outcome", text: line })];
+  if (missing) out.push(h("p", { text: t("sessions.cut", { reason: said(missing) }) }));
+  if (!count) return out;
+  out.push(h("h3", { text: t("sessions.skipped", { count: number(count) }) }));
+  const items = skipped.map(({ name, reason }) => h("li", {}, h("span", { class: "name", text: said(name) }), h("span", { class: "meta", text: said(reason) })));
+  if (count > skipped.length) items.push(h("li", { text: t("chat.more", { count: number(count - skipped.length) }) }));
+  out.push(h("ul", { class: "report", tabindex: "0" }, ...items));
+  return out;
 }
 
 // Downloads one chat, or all where there is no id.

@@ -1,7 +1,7 @@
 // The passage behind a quote: the sentence marked in its context, and the page it stands on.
 import { get } from "./api.js";
 import { find, h, icon } from "./dom.js";
-import { t } from "./words.js";
+import { placed, t } from "./words.js";
 
 export class Source {
   constructor() {
@@ -29,8 +29,7 @@ export class Source {
       if (error instanceof TypeError) throw error;
       shown = marked(quote.context || quote.text, quote.text); // removed since: the turn still holds its context
     }
-    const where = quote.place.startsWith(`${quote.name}, `) ? quote.place.slice(quote.name.length + 2) : "";
-    this.draw(quote.name, where, shown, steps, quote.page && /\.pdf$/i.test(quote.name) ? pageImage(quote) : null);
+    this.draw(quote.name, placed(quote).join(", "), shown, steps, quote.page && /\.pdf$/i.test(quote.name) ? pageImage(quote) : null);
   }
 
   async preview(document) {

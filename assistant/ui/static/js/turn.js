@@ -3,23 +3,22 @@ import { books } from "./books.js";
 import { h, icon, iconButton } from "./dom.js";
 import { mark, render } from "./markdown.js";
 import { copy } from "./notify.js";
-import { number, seconds, t } from "./words.js";
+import { said } from "./said.js";
+import { number, placed, seconds, t } from "./words.js";
 
 const SHOWN = 2; // quotes shown before "more"
+const LONG = 1500; // characters of a question, or this many lines, before it is folded
+const LINES = 16;
 
-// Like Quote.place, but of the headings only the last: the card is narrow, and the source opens with one click.
-function where(quote) {
-  const heading = quote.heading ? quote.heading.split(" > ").at(-1) : "";
-  return quote.heading && quote.place.endsWith(quote.heading) ? quote.place.slice(0, -quote.heading.length) + heading : quote.place;
-}
+// Of the headings only the last: the card is narrow, and the source opens with one click.
+const where = (quote) => [quote.name, ...placed({ ...quote, heading: quote.heading?.split(" > ").at(-1) })].join(", ");
 
 export class TurnView {
   // act: { open(quote, quotes), retry(), edit(turn, question), undo(turn), feedback(turn, value), switchTo(id) }
-  constructor(turn, act, { hasModel = true, readOnly = false } = {}) {
+  constructor(turn, act, { threshold = 0 } = {}) {
     this.turn = { quotes: [], marks: [], searched: [], notices: [], answer: "", feedback: 0, ...turn };
     this.act = act;
-    this.hasModel = hasModel;
-    this.readOnly = readOnly;
+    this.threshold = threshold; // below this chance that the documents answer, the reply says that they don't
     this.asked = h("div", { class: "asked" });
     this.evidence = h("section", { class: "evidence" });
     this.answer = h("div", { class: "answer" });
@@ -61,6 +60,7 @@ export class TurnView {
   quotes(event) {
     this.turn.id = event.turn_id;
     this.turn.quotes = event.quotes;
+    this.turn.answerable = event.answerable;
     this.element.dataset.turn = event.turn_id;
     this.drawQuotes();
     this.waiting(t("chat.reading"));
@@ -85,7 +85,15 @@ export class TurnView {
     const tools = h("div", { class: "tools" },
       iconButton("copy", t("chat.copy.question"), () => copy(question)),
       this.turn.id && iconButton("edit", t("chat.edit"), () => this.editing()));
-    this.asked.replaceChildren(h("div", { class: "bubble", text: question }), tools);
+    const bubble = h("div", { class: "bubble", text: question });
+    if (question.length <= LONG && question.split("\n").length <= LINES) return this.asked.replaceChildren(bubble, tools);
+    bubble.classList.add("folded");
+    const fold = h("button", { type: "button", class: "quiet", "aria-expanded": "false", text: t("chat.whole"), onclick: () => {
+      const folded = bubble.classList.toggle("folded");
+      fold.setAttribute("aria-expanded", String(!folded));
+      fold.textContent = folded ? t("chat.whole") : t("chat.short");
+    } });
+    this.asked.replaceChildren(bubble, fold, tools);
   }
 
   editing() {
@@ -105,11 +113,13 @@ export class TurnView {
   }
 
   drawQuotes() {
-    const { quotes, time } = this.turn;
+    const { quotes, time, answerable } = this.turn;
+    const far = typeof answerable === "number" && answerable < this.threshold;
     this.evidence.hidden = !quotes.length;
+    this.evidence.classList.toggle("far", far);
     if (!quotes.length) return this.evidence.replaceChildren();
     const parts = [];
-    for (const [kind, title] of [["document", "chat.evidence"], ["turn", "chat.evidence.turn"]]) {
+    for (const [kind, title] of [["document", far ? "chat.evidence.far" : "chat.evidence"], ["turn", "chat.evidence.turn"]]) {
       const some = quotes.filter((quote) => quote.kind === kind);
       if (!some.length) continue;
       const list = h("ol", {}, ...some.map((quote, at) => h("li", { hidden: at >= SHOWN }, this.quote(quote))));
@@ -135,8 +145,9 @@ export class TurnView {
   }
 
   drawAnswer() {
-    const { answer, marks, quotes } = this.turn;
-    const echo = quotes.length && answer === quotes.map((quote) => `${quote.text} [${quote.number}]`).join("\n\n");
+    const { marks, quotes, tokens, time } = this.turn;
+    const answer = time && !tokens ? said(this.turn.answer) : this.turn.answer; // without a model, the program's own words
+    const echo = quotes.length && this.turn.answer === quotes.map((quote) => `${quote.text} [${quote.number}]`).join("\n\n");
     const live = this.live && this.turn.status === "running";
     this.answer.hidden = !answer || Boolean(echo);
     this.answer.classList.toggle("writing", live && Boolean(answer));
@@ -147,7 +158,7 @@ export class TurnView {
   cite(number) {
     const quote = this.turn.quotes.find((one) => one.number === number);
     if (!quote) return document.createTextNode(`[${number}]`);
-    return h("button", { type: "button", class: "cite", text: String(number), title: quote.place, "aria-label": t("chat.cite", { number }), onclick: () => this.act.open(quote, this.turn) });
+    return h("button", { type: "button", class: "cite", text: String(number), title: [quote.name, ...placed(quote)].join(", "), "aria-label": t("chat.cite", { number }), onclick: () => this.act.open(quote, this.turn) });
   }
 
   drawState() {
@@ -156,9 +167,9 @@ export class TurnView {
     const line = (name, text, bad) => lines.push(h("p", { class: bad ? "state bad" : "state" }, icon(name), h("span", { text })));
     if (status === "stopped") line("pause", t("chat.stopped"));
     if (status === "interrupted") line("pause", t("chat.interrupted"));
-    if (status === "failed") line("warn", t("chat.failed", { error: error || "" }), true);
+    if (status === "failed") line("warn", t("chat.failed", { error: said(error) || "" }), true);
     if (status === "running" && !this.live) lines.push(h("p", { class: "waiting", text: t("chat.elsewhere") }));
-    for (const text of notices) line("warn", text);
+    for (const text of notices) line("warn", said(text));
     this.state.replaceChildren(...lines);
   }
 

@@ -34,6 +34,12 @@ export function day(stamp) {
   return new Intl.DateTimeFormat(language, { day: "numeric", month: "short", year: sameYear ? undefined : "numeric" }).format(date);
 }
 
+// Where a quote stands in its document: the page, row or line, and the heading.
+export function placed({ page, row, line, heading }) {
+  const [kind, value] = Object.entries({ page, row, line }).find(([, one]) => one !== null && one !== undefined) ?? [];
+  return [kind && t(`place.${kind}`, { number: value }), heading].filter(Boolean);
+}
+
 export function age(stamp) {
   const start = new Date();
   start.setHours(0, 0, 0, 0);
