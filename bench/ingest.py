@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from assistant.memory import set_up_process
 from assistant.settings import Settings
 
 from .report import Report, arguments, require_data
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from assistant.embedding import Embedder
+    from assistant.records import IngestProgress
 
 _PER_FILE = 4  # passages
 _MB = 1_000_000
+_CHUNK_KB = 2.7  # of RAM a chunk takes in the index
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,10 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=3, help="runs of each arm")
     parser.add_argument("--text-mb", type=int, default=300, help="text to read and cut; 0 skips it")
     parser.add_argument("--index-mb", type=int, default=30, help="text to bring into an index; 0 skips it")
+    parser.add_argument("--one-line", action="store_true", help="write these texts without a line break")
     parser.add_argument("--arm", choices=tuple(_ARMS), help="run one arm here, on --folder")
     parser.add_argument("--folder", type=Path, help="what an arm works on")
     options = parser.parse_args(argv)
     if options.arm:
+        if options.arm != "from_documents":
+            set_up_process()  # as our entry points do
         sys.stdout.write(json.dumps(_ARMS[options.arm](options.folder)) + "\n")
         return 0
     require_data(options.data, "mtrag/corpus.jsonl", "mtrag/distractors.jsonl")
@@ -60,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             rate(folder, passages, options, report)
         for arm, size in (("read and cut", options.text_mb), ("into the index", options.index_mb)):
             if size:
-                memory(folder, passages, options.data, arm, size, report)
+                memory(folder, passages, options.data, arm, size, report, one_line=options.one_line)
     report.close()
     return 0
 
@@ -88,7 +94,8 @@ def rate(folder: Path, passages: list[str], options: Any, report: Report) -> Non
     report.add(f"{options.files} files", "thimble", "times the peer", [p["seconds"] / t["seconds"] for t, p in pairs])
 
 
-def memory(folder: Path, passages: list[str], data: Path, arm: str, size_mb: int, report: Report) -> None:
+def memory(folder: Path, passages: list[str], data: Path, arm: str, size_mb: int, report: Report, *,
+           one_line: bool = False) -> None:  # fmt: skip
     """Measure what one large text adds to RSS."""
     path = folder / "large.txt"
     with path.open("w", encoding="utf-8") as stream:
@@ -96,16 +103,20 @@ def memory(folder: Path, passages: list[str], data: Path, arm: str, size_mb: int
         while written < size_mb * _MB:
             copy += 1
             for number, text in enumerate(passages):
-                written += stream.write(f"Passage {copy}.{number}. {text}\n\n")
+                text = f"Passage {copy}.{number}. {text}"
+                written += stream.write(" ".join(text.split()) + " " if one_line else text + "\n\n")
                 if written >= size_mb * _MB:
                     break
     run = _run(arm, path, data)
-    name = f"one text, {arm}"
+    name = f"one {'line' if one_line else 'text'}, {arm}"
     report.add(name, f"{size_mb} MB", "chunks", run["chunks"])
     report.add(name, f"{size_mb} MB", "seconds", run["seconds"], "s")
     report.add(name, f"{size_mb} MB", "peak RSS above start", run["peak_mb"], "MB")
     if arm == "into the index":
-        report.add(name, f"{size_mb} MB", "less 2.7 kB a chunk", run["peak_mb"] - run["chunks"] * 2_700 / _MB, "MB")
+        report.add(
+            name, f"{size_mb} MB", "less 2.7 kB a chunk", run["peak_mb"] - run["chunks"] * _CHUNK_KB / 1000, "MB"
+        )
+        report.add(name, f"{size_mb} MB", "embedded by the model", run["embedded"], "chunks")
     path.unlink()
 
 
@@ -201,9 +212,27 @@ def _into_the_index(path: Path) -> dict[str, float]:
             embedder.embed = embed  # type: ignore[method-assign, assignment]
             with _Peak() as peak:
                 began = time.perf_counter()
-                done = Ingestor(index, embedder).ingest([path])
+                done = Ingestor(index, embedder).ingest([path], on_progress=_Told(peak))
                 seconds = time.perf_counter() - began
-    return {"chunks": done.chunks_embedded, "seconds": seconds, "peak_mb": peak.above_mb}
+    return {"chunks": done.chunks_embedded, "seconds": seconds, "peak_mb": peak.above_mb,
+            "embedded": sum(map(len, known))}  # fmt: skip
+
+
+class _Told:
+    """Says on standard error, once for so many chunks, how far a long run is and what it took so far."""
+
+    every = 10_000
+
+    def __init__(self, peak: _Peak) -> None:
+        self._peak, self._next = peak, self.every
+
+    def __call__(self, progress: IngestProgress) -> None:
+        if progress.chunks_done >= self._next:
+            self._next += self.every
+            above = self._peak.above_mb
+            less = above - progress.chunks_done * _CHUNK_KB / 1000
+            print(f"{progress.chunks_done} chunks of {progress.bytes_done / _MB:.0f} MB: peak {above:.0f} MB above "
+                  f"start, {less:.0f} MB less the index's own", file=sys.stderr, flush=True)  # fmt: skip
 
 
 _ARMS = {
