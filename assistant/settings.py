@@ -100,6 +100,9 @@ class Settings:
     repetition_penalty: float = _setting(
         1.0, "Above 1, tokens already there become less likely.", minimum=0.5, maximum=2
     )
+    prompt_bias: float = _setting(1.5, "Added to the logits of tokens that stand in the prompt: answers keep to the "
+                                  "words of the quotes. 0 is off; models of this process only.",
+                                  minimum=0, maximum=10)  # fmt: skip
     seed: int = _setting(0, "Seed of sampling; the same seed and prompt give the same answer.", minimum=0)
     speculation: bool = _setting(True, "Propose continuations found in the prompt; greedy output stays the same.")
     prefix_cache: bool = _setting(True, "Keep the KV cache of the prompt's fixed head where memory allows.")
@@ -114,7 +117,8 @@ class Settings:
     # History
     history_max_bytes: int = _setting(256_000_000, "Disk for conversations; the oldest leave first.",
                                       minimum=1_000_000, size=True)  # fmt: skip
-    history_archive: bool = _setting(True, "Turns that leave go to a compressed archive instead of away.")
+    history_archive: bool = _setting(True, "Turns that leave go to a compressed archive, which may take as much disk "
+                                     "again, instead of away.")  # fmt: skip
 
     # Sharing
     users_file: Path = _setting(ROOT / "history" / "users.json", "Who may log in; `users add` edits it.")

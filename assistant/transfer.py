@@ -10,7 +10,7 @@ import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -24,6 +24,7 @@ from .jsonstream import CutOffError, array_items, line_items
 from .records import LOCAL_USER, Turn
 
 FORMAT, VERSION = "thimble-history", 1
+_SHORT = 1000  # turns that may be held in RAM, so that a session can be stored again after making room
 _LISTED = 1000  # skipped conversations that a report names
 _TURN_FIELDS = ("id", "parent_id", "question", "answer", "status", "created_at", "finished_at", "error", "feedback",
                 "details")  # fmt: skip
@@ -318,7 +319,8 @@ def _take_ours(history: History, line: dict[str, Any], lines: _Lines, user: str,
             yield turn
 
     source = turns()
-    _add(history, str(session_id), source, user, report, name=name, title=str(title or ""),
+    short = isinstance(declared, int) and declared <= _SHORT
+    _add(history, str(session_id), list(source) if short else source, user, report, name=name, title=str(title or ""),
          head=None if head is None else str(head))  # fmt: skip
     taken = count
     for _ in source:  # of a session that was passed over: read past its turns
@@ -355,10 +357,10 @@ def _take(history: History, item: object, place: str, user: str, report: ImportR
     if not found.turns:
         report.skip(name, "it holds no text")
         return
-    _add(history, found.session_id, iter(found.turns), user, report, name=name, title=found.title, head=found.head)
+    _add(history, found.session_id, found.turns, user, report, name=name, title=found.title, head=found.head)
 
 
-def _add(history: History, session_id: str, turns: Iterator[NewTurn], user: str, report: ImportReport, *, name: str,
+def _add(history: History, session_id: str, turns: Iterable[NewTurn], user: str, report: ImportReport, *, name: str,
          title: str, head: str | None) -> None:  # fmt: skip
     try:
         session = history.add(session_id, turns, user=user, title=title, head=head)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from assistant.errors import StorageFullError
-from assistant.history import History
+from assistant.history import History, NewTurn
 
 LIMIT = 1_000_000
 
@@ -114,3 +114,67 @@ def test_what_is_deleted_is_not_on_the_disk_any_more(tmp_path: Path) -> None:
         ask(history, "t", "something else")
         history.delete("s")
     assert all(b"xyzzy-plugh" not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_the_archive_is_bounded_too_and_says_what_it_drops(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    archive = tmp_path / "archive"
+    told: list[str] = []
+    asked = 0
+    with History.open(tmp_path, max_bytes=LIMIT) as history:
+        while not [note for note in told if "archive of old conversations is full" in note]:
+            noise = " ".join(f"{rng.getrandbits(64):x}" for _ in range(700))  # hardly compressible
+            ask(history, f"s{asked // 20}", f"question {asked}", noise)
+            asked += 1
+            told += history.notices()
+            if archive.exists():
+                assert sum(path.stat().st_size for path in archive.iterdir()) <= LIMIT
+            assert asked < 1500
+        oldest, *_ = sorted(archive.glob("*.gz"))
+        ask(history, "last", "and on", noise)
+        for number in range(40):
+            ask(history, f"more {number}", "and on", noise)
+        assert not oldest.exists()
+        (first,) = [note for note in told if "archive of old conversations is full" in note and "“question 0”" in note]
+        assert "deleted" in first
+        assert history.check().ok
+
+
+def test_a_line_separator_in_an_archived_turn_does_not_break_deleting(tmp_path: Path) -> None:
+    with History.open(tmp_path, max_bytes=LIMIT) as history:
+        ask(history, "s", "one \u2028 two \x85 three", "long " * 400)
+        ask(history, "s", "the newest", "short")
+        while not history.session("s").archived_count:
+            ask(history, "other", "the rest", "long " * 400)
+            ask(history, "s", "the newest", "short")
+        history.delete("s")
+        assert b"two" not in b"".join(gzip.decompress(path.read_bytes()) for path in (tmp_path / "archive").iterdir())
+        assert not [note for note in history.notices() if "one" in note], "a deleted title is told no more"
+        assert history.check().ok
+
+
+def test_many_sessions_that_left_are_told_in_a_few_sentences(tmp_path: Path) -> None:
+    with History.open(tmp_path, max_bytes=LIMIT) as history:
+        for number in range(200):
+            ask(history, f"s{number}", f"title {number}", "long " * 800)
+        notes = history.notices()
+        assert 2 <= len(notes) <= 4
+        assert "others were moved to the archive too" in notes[-1]
+        assert history.notices() == []
+
+
+def test_text_without_a_word_said_twice_does_not_jam_a_full_history(tmp_path: Path) -> None:
+    rng = random.Random(7)
+
+    def noise(words: int = 700) -> str:
+        return " ".join(f"{rng.getrandbits(64):x}" for _ in range(words))
+
+    with History.open(tmp_path, max_bytes=LIMIT) as history:
+        for number in range(80):
+            ask(history, f"s{number // 20}", f"question {number}", noise())
+        for number in range(20):
+            turns = [NewTurn(str(place), None, noise(150), noise(150)) for place in range(3)]
+            history.add(f"imported {number}", turns)
+        assert history.search("local", turns[-1].question.split()[0])
+        assert history.check().ok
+    assert size(tmp_path) <= LIMIT

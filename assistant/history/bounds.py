@@ -2,7 +2,7 @@
 
 The database file and its write-ahead log together stay within ``max_bytes``. Room is made inside the transaction that
 needs it: the oldest turns of the least recently used session leave first. The turn being written and the newest of all
-never leave. The archive is beside the limit: it is what was asked to be kept.
+never leave. The archive is beside the limit, and may take as much again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .archive import Archive
 _PAGE = 4096
 _BATCH = 16  # turns that leave at once
 _MERGE_PAGES = 64  # of the full-text index, merged after each batch: deleting adds to it until then
+_NAMED = 3  # sessions that a notice names
 _SLACK = 12  # pages kept free beyond what a write should need: index pages that split
 
 
@@ -85,6 +86,25 @@ class Bounds:
             some = True
         return some
 
+    def start_anew(self, db: sqlite3.Connection) -> bool:
+        """As a last resort, evict most turns and make the full-text index anew; return whether anything left.
+
+        Deleting from the index adds to it until segments are merged. Where nearly every word is another one (keys,
+        hashes, logs) the index is larger than the text, and neither the deletions nor the merge find room.
+        """
+        (trigger,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'turns_text_removed'").fetchone()
+        some = False
+        for share in (0.7, 0.85, 0.95):
+            db.execute("INSERT INTO turns_text(turns_text) VALUES ('delete-all')")
+            db.execute("DROP TRIGGER turns_text_removed")  # there is nothing to take out of the index
+            while self._free(db) < share * self.soft_pages and self._evict(db, None, ("", "")):
+                some = True
+            db.execute(trigger)
+            rebuild_search(db)
+            if self._free(db) > 0.4 * self.soft_pages:  # else the next few turns would be here again
+                break
+        return some
+
     def checkpoint(self, db: sqlite3.Connection, log: Path) -> None:
         """Fold the log into the file when it outgrew its share; a reader elsewhere may postpone it."""
         try:
@@ -144,6 +164,12 @@ class Bounds:
         )
 
 
+def rebuild_search(db: sqlite3.Connection) -> None:
+    """Make the full-text index anew from the turns."""
+    db.execute("INSERT INTO turns_text(turns_text) VALUES ('delete-all')")
+    db.execute("INSERT INTO turns_text(rowid, question, answer) SELECT id, question, answer FROM turns WHERE indexed")
+
+
 def archived(row: sqlite3.Row, session: sqlite3.Row) -> dict[str, Any]:
     """Return a turn as a line of the archive, which is a line of an export."""
     return {
@@ -162,16 +188,22 @@ def _loaded(details: str) -> Any:
         return {}
 
 
-def told(db: sqlite3.Connection, user: str, max_bytes: int) -> list[str]:
+def told(db: sqlite3.Connection, user: str, bounds: Bounds) -> list[str]:
     """Return, once, what the user should know about turns that left."""
-    rows = db.execute("SELECT * FROM evictions WHERE user = ?", (user,)).fetchall()
+    rows = db.execute("SELECT * FROM evictions WHERE user = ? ORDER BY archived + dropped DESC", (user,)).fetchall()
     db.execute("DELETE FROM evictions WHERE user = ?", (user,))
-    notes = []
-    for row in rows:
-        count = row["archived"] + row["dropped"]
-        where = "moved to the archive" if row["archived"] else "deleted"
-        notes.append(
-            f"The history is full ({format_bytes(max_bytes)}): the {count} oldest turns of “{row['title']}” were "
-            f"{where}."
-        )
+    full = f"The history is full ({format_bytes(bounds.max_bytes)})"
+    notes = _counted(rows, "archived", full, "moved to the archive")
+    if bounds.archive is not None:
+        full = f"The archive of old conversations is full ({format_bytes(bounds.max_bytes)})"
+    return notes + _counted(rows, "dropped", full, "deleted")
+
+
+def _counted(rows: list[sqlite3.Row], column: str, full: str, what: str) -> list[str]:
+    """Name the sessions that lost most, and count the others: there may be thousands after an import."""
+    left = [(row[column], row["title"]) for row in rows if row[column]]
+    notes = [f"{full}: the {count} oldest turns of “{title}” were {what}." for count, title in left[:_NAMED]]
+    others = left[_NAMED:]
+    if others:
+        notes.append(f"{full}: {sum(count for count, _ in others)} turns of {len(others)} others were {what} too.")
     return notes

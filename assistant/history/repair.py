@@ -19,6 +19,7 @@ from typing import Any, get_args
 from assistant.errors import HistoryError
 from assistant.records import LOCAL_USER, TurnStatus
 
+from .bounds import rebuild_search
 from .carving import Row, rows
 from .schema import connect, is_damage, mapped, prepare, refuse_newer
 from .text import checksum, title_from
@@ -161,12 +162,6 @@ def mend(db: sqlite3.Connection) -> None:
     db.execute("UPDATE turns SET indexed = (status != 'running') WHERE indexed != (status != 'running')")
     _sign(db)
     rebuild_search(db)
-
-
-def rebuild_search(db: sqlite3.Connection) -> None:
-    """Make the full-text index anew from the turns."""
-    db.execute("INSERT INTO turns_text(turns_text) VALUES ('delete-all')")
-    db.execute("INSERT INTO turns_text(rowid, question, answer) SELECT id, question, answer FROM turns WHERE indexed")
 
 
 def recover(path: Path, problems: tuple[str, ...]) -> HistoryReport:

@@ -171,7 +171,7 @@ class Database:
             reserve_share: How much of the reserve it may use on a full disk: nothing for what begins, a part for
                 what ends something begun, all for what frees space.
         """
-        for _ in range(3):
+        for attempt in range(3):
             try:
                 with self.write() as db:
                     return work(db)
@@ -182,11 +182,18 @@ class Database:
                     if not self._use_reserve(reserve_share):
                         raise
                     continue
-                with self.write() as db:
-                    if not self.bounds.evict_some(db):
-                        raise
+                if not self._relieve(gently=attempt == 0):
+                    raise
         with self.write() as db:
             return work(db)
+
+    def _relieve(self, *, gently: bool) -> bool:
+        """Make room beyond what was planned; return whether anything left."""
+        if gently:
+            with suppress(StorageFullError), self.write() as db:
+                return self.bounds.evict_some(db)
+        with self.write() as db:
+            return self.bounds.start_anew(db)
 
     def all(self, sql: str, values: tuple[Any, ...] | dict[str, Any] = ()) -> list[sqlite3.Row]:
         """Return all rows of a query, as of the last commit."""

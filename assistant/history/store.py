@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,10 +72,11 @@ class History(Reader):
         Args:
             folder: Where the database is kept; made when missing.
             max_bytes: Most disk for the database; the oldest turns leave first.
-            archive: Whether turns that leave go to a compressed archive instead of away.
+            archive: Whether turns that leave go to a compressed archive instead of away. It may take *max_bytes* too;
+                then its oldest leave.
             flush_s: How long text of a running answer may wait for the disk.
         """
-        bounds = Bounds(max_bytes, Archive(folder / "archive") if archive else None)
+        bounds = Bounds(max_bytes, Archive(folder / "archive", max_bytes) if archive else None)
         database, presence, recovered = open_store(folder, bounds)
         try:
             return cls(database, presence, recovered, flush_s=flush_s)
@@ -147,7 +148,8 @@ class History(Reader):
 
         def work(db: sqlite3.Connection) -> None:
             self._row(db, key)
-            Archive(self._db.path.parent / "archive").forget(db, *key)
+            Archive(self.folder / "archive", self._db.bounds.max_bytes).forget(db, *key)
+            db.execute("DELETE FROM evictions WHERE user = ? AND session_id = ?", key)
             db.execute("DELETE FROM turns WHERE user = ? AND session_id = ?", key)
             db.execute("DELETE FROM sessions WHERE user = ? AND id = ?", key)
 
@@ -280,7 +282,8 @@ class History(Reader):
             StorageFullError: There is no room for it.
         """
         key = key_of(session_id, user)
-        with self._db.write() as db:
+
+        def work(db: sqlite3.Connection) -> None:
             if db.execute("SELECT 1 FROM sessions WHERE user = ? AND id = ?", key).fetchone():
                 raise SessionExistsError(f"There is a conversation {key[1][:60]!r} already; delete or keep it.")
             self._ensure_session(db, *key, title)
@@ -296,6 +299,12 @@ class History(Reader):
                 depths[turn.key] = 1 + (0 if turn.parent is None else depths[turn.parent])
                 ids[turn.key] = last = self._insert(db, key, turn, parent, depths[turn.key])
             self._move_head(db, key, ids.get(head or "", last))
+
+        if isinstance(turns, Sequence):  # it can be read a second time, after making more room
+            self._db.transact(work)
+        else:
+            with self._db.write() as db:
+                work(db)
         return self.session(session_id, user)
 
     def _insert(self, db: sqlite3.Connection, key: tuple[str, str], turn: NewTurn, parent: int | None,
@@ -362,7 +371,7 @@ class History(Reader):
             self._told.add(user)
             notes.append(str(self.recovered))
         if self._db.one("SELECT 1 FROM evictions WHERE user = ?", (user,)) is not None:
-            notes += self._db.transact(lambda db: told(db, user, self._db.bounds.max_bytes))
+            notes += self._db.transact(lambda db: told(db, user, self._db.bounds))
         return notes
 
     # Inside a transaction
