@@ -132,11 +132,11 @@ soak-plain: .venv-soak/.installed models ## The same on the plain LangChain stac
 	@[ "$$(id -u)" = 0 ] || { echo "make soak-plain needs root: it makes a memory cgroup."; exit 1; }
 	.venv-soak/bin/python -m bench.soak --arm plain --corpus $(or $(CORPUS),samples) $(ARGS)
 
-profile: .venv-soak/.installed models ## Make flame graphs of memory (memray) and time (py-spy) of a scripted session, in build/profile
+profile: .venv-soak/.installed models ## Make flame graphs of memory (memray) and time (py-spy) of a scripted session, in build/profile (ARGS="--turns 4")
 	@mkdir -p build/profile
-	.venv-soak/bin/python -m memray run --force --native -o build/profile/session.memray -m bench.profile
+	.venv-soak/bin/python -m memray run --force --native -o build/profile/session.memray -m bench.profile $(ARGS)
 	.venv-soak/bin/python -m memray flamegraph --force -o build/profile/memory.html build/profile/session.memray
-	.venv-soak/bin/py-spy record --idle --rate 50 -o build/profile/time.svg -- .venv-soak/bin/python -m bench.profile
+	.venv-soak/bin/py-spy record --idle --rate 50 -o build/profile/time.svg -- .venv-soak/bin/python -m bench.profile $(ARGS)
 
 clean: ## Remove the environment, the models and caches; documents and conversations stay
 	rm -rf $(VENV) .venv-bench .venv-soak models .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .report import Report, arguments
 
@@ -23,55 +25,74 @@ WORDS = "The kettle of model {0} is descaled every {1} weeks with {2} grams of c
 def main() -> None:
     """Run every case and print predictions beside peaks."""
     parser = arguments(__doc__, data=False)
-    parser.add_argument("--dtypes", nargs="+", default=["none", "auto", "bf16"])
+    parser.add_argument("--dtypes", nargs="+", default=["none", "auto", "bf16", "fp32"])
     parser.add_argument("--contexts", nargs="+", type=int, default=[512, 1024, 2048])
-    parser.add_argument("--chunks", nargs="+", type=int, default=[0, 20_000])
+    parser.add_argument("--chunks", nargs="+", type=int, default=[0, 10_000, 50_000])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(_one(**json.loads(args.one))))
         return
-    report = Report("memory", args.json)
-    for dtype in args.dtypes:
-        for context in args.contexts if dtype != "none" else args.contexts[-1:]:
-            for chunks in args.chunks:
-                case = json.dumps({"dtype": dtype, "context": context, "chunks": chunks})
-                done = subprocess.run([sys.executable, "-m", "bench.memory", "--one", case], capture_output=True,
-                                      text=True, check=False)  # fmt: skip
-                if done.returncode:
-                    print(f"{case} failed:\n{done.stderr[-800:]}", file=sys.stderr)
-                    continue
-                found = json.loads(done.stdout.splitlines()[-1])
-                name = f"{found['dtype'] or 'none'}, context {context}, {chunks} chunks"
-                for metric in ("predicted", "measured"):
-                    report.add("plan", name, metric, found[metric] / MIB, "MiB")
-                error = (found["predicted"] - found["measured"]) / found["measured"]
-                report.add("plan", name, "error", 100 * error, "%")
-                report.add("plan", name, "anonymous after", found["anonymous"] / MIB, "MiB")
-                report.add("plan", name, "prompt", found["prompt"], "tokens")
-    report.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        stores = {chunks: _prepared(Path(scratch) / str(chunks), chunks) for chunks in args.chunks}
+        report = Report("memory", args.json)
+        for dtype in args.dtypes:
+            for context in args.contexts if dtype != "none" else args.contexts[-1:]:
+                for chunks, store in stores.items():
+                    case = {"dtype": dtype, "context": context, "store": str(store)}
+                    found = _in_a_process(case)
+                    if found is not None:
+                        _add(report, f"{found['dtype'] or 'none'}, context {context}, {chunks} chunks", found)
+        report.close()
 
 
-def _one(dtype: str, context: int, chunks: int) -> dict[str, int | str]:
+def _in_a_process(case: dict[str, Any]) -> dict[str, Any] | None:
+    done = subprocess.run([sys.executable, "-m", "bench.memory", "--one", json.dumps(case)], capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    if done.returncode:
+        print(f"{case} failed:\n{done.stderr[-800:]}", file=sys.stderr)
+        return None
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _add(report: Report, name: str, found: dict[str, Any]) -> None:
+    for metric in ("predicted", "measured"):
+        report.add("plan", name, metric, found[metric] / MIB, "MiB")
+    report.add("plan", name, "error", 100 * (found["predicted"] - found["measured"]) / found["measured"], "%")
+    report.add("plan", name, "anonymous after", found["anonymous"] / MIB, "MiB")
+    report.add("plan", name, "prompt", found["prompt"], "tokens")
+
+
+def _prepared(folder: Path, chunks: int) -> Path:
+    """Make stores that hold one text and as many chunks more."""
+    from assistant import Assistant, Settings
+
+    folder.mkdir()
+    (folder / "text.txt").write_text("".join(WORDS.format(n, n % 9, n % 50) for n in range(200)), encoding="utf-8")
+    settings = Settings(model="none", history_dir=folder / "history", store_dir=folder / "store")
+    with Assistant(settings) as assistant:
+        if chunks:
+            _fill(assistant, chunks)
+        assistant.ingest([folder / "text.txt"])
+    return folder
+
+
+def _one(dtype: str, context: int, store: str) -> dict[str, int | str]:
     """Ask with a prompt that fills the context, in a fresh process; return prediction and peak."""
     from assistant import Assistant, Settings
     from assistant.inference import Sampling
     from assistant.memory import PeakMeter, anonymous_rss
 
-    new_tokens = 32
+    new_tokens, prompt = 32, 0
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        (folder / "text.txt").write_text("".join(WORDS.format(n, n % 9, n % 50) for n in range(200)), encoding="utf-8")
+        folder = Path(scratch) / "stores"
+        shutil.copytree(store, folder)
         settings = Settings(
             model="none" if dtype == "none" else "packaged", dtype="auto" if dtype == "none" else dtype,
             context_tokens=context, max_new_tokens=new_tokens, history_dir=folder / "history",
             store_dir=folder / "store", answer_threshold=0.0, prefix_cache=False,
         )  # fmt: skip
-        with Assistant(settings) as assistant:
-            if chunks:
-                _fill(assistant, chunks)
-            prompt = 0
-            assistant.ingest([folder / "text.txt"])
         with Assistant(settings) as assistant, PeakMeter() as meter:
             plan = assistant.parts.plan
             assistant.ask("How often is the kettle of model 17 descaled?", session_id="a")

@@ -87,6 +87,29 @@ def test_cgroup_v2_all_max(tmp_path: Path) -> None:
     assert memory.cgroup_limit(proc=proc, physical=PHYSICAL) is None
 
 
+@pytest.mark.parametrize("value", ["max", "9223372036854771712", str(2**63), str(2**64 - 1), str(PHYSICAL), ""])
+def test_cgroup_v2_without_a_limit(tmp_path: Path, value: str) -> None:
+    proc = _v2(tmp_path, {"a/memory.max": value, "a/b/memory.max": value})
+    assert memory.cgroup_limit(proc=proc, physical=PHYSICAL) is None
+
+
+def test_cgroup_v2_inside_a_container_sees_its_folder_at_the_mount_point(tmp_path: Path) -> None:
+    proc = _v2(tmp_path, {"memory.max": str(GIB)}, path="/")
+    assert memory.cgroup_limit(proc=proc, physical=PHYSICAL) == GIB
+
+
+def test_cgroup_v2_outside_its_namespace(tmp_path: Path) -> None:
+    proc = _v2(tmp_path, {"memory.max": str(GIB)}, path="/../other")
+    assert memory.cgroup_limit(proc=proc, physical=PHYSICAL) == GIB
+
+
+def test_cgroup_v2_beside_v1_without_its_memory_controller(tmp_path: Path) -> None:
+    proc = _v2(tmp_path, {"a/memory.max": str(GIB)}, path="/a")
+    own = proc / "self" / "cgroup"
+    own.write_text("4:cpu,cpuacct:/x\n1:name=systemd:/y\n" + own.read_text())
+    assert memory.cgroup_limit(proc=proc, physical=PHYSICAL) == GIB
+
+
 def test_cgroup_v2_high_counts(tmp_path: Path) -> None:
     proc = _v2(tmp_path, {"a/b/memory.max": str(GIB), "a/b/memory.high": str(GIB // 2)})
     assert memory.cgroup_limit(proc=proc, physical=PHYSICAL) == GIB // 2
@@ -133,6 +156,21 @@ def test_setting_above_physical_memory_is_lowered(tmp_path: Path) -> None:
 def test_gb_is_not_gib(tmp_path: Path) -> None:
     assert memory.detect_budget("1GB", proc=tmp_path, physical=PHYSICAL).bytes == 10**9
     assert memory.detect_budget("1GiB", proc=tmp_path, physical=PHYSICAL).bytes == 2**30
+
+
+def test_settled_objects_are_freed_when_the_last_name_for_them_goes() -> None:
+    code = """
+import gc, weakref
+from assistant import memory
+class Thing: pass
+kept = [Thing() for _ in range(1000)]
+memory.settle()
+assert gc.get_freeze_count() > 1000
+watch = weakref.ref(kept[0])
+del kept
+assert watch() is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("setting", ["-1GiB", "-5", "lots", "", "1 XB", "0", "max"])
