@@ -6,6 +6,8 @@ import { bytes, number, percent, seconds, t } from "./words.js";
 const WORDS_PER_TOKEN = 0.75; // English; the model counts tokens, people words
 const PARTS = ["template", "system", "window", "recalled", "evidence", "question", "reserve"];
 
+const mib = (count) => number(count / 2 ** 20);
+
 export function books(turn) {
   const { time, tokens, memory } = turn;
   if (!time && !tokens && !memory) return null;
@@ -16,11 +18,12 @@ export function books(turn) {
     if (time.tokens_per_s > 0) line.push(t("books.rate", { rate: number(time.tokens_per_s * WORDS_PER_TOKEN) }));
   }
   if (tokens) line.push(t("books.tokens", { used: number(tokens.prompt + tokens.generated), context: number(tokens.context) }));
-  if (memory) line.push(t("books.memory", { before: bytes(memory.before), after: bytes(memory.after), budget: bytes(memory.budget) }));
+  if (memory) line.push(t("books.memory", { before: mib(memory.before), after: mib(memory.after), budget: mib(memory.budget) }));
   if (!line.length) line.push(t("books.total", { s: seconds(time.total_s) }));
   const details = h("details", { class: "books" }, h("summary", { text: line.join(" · ") }));
   details.addEventListener("toggle", () => {
     if (details.open && details.children.length === 1) details.append(inside(turn));
+    if (details.open) details.scrollIntoView({ block: "nearest" });
   });
   return details;
 }

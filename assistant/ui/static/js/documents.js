@@ -141,6 +141,11 @@ export class Documents {
     this.drawIncoming();
   }
 
+  // Whether a document is still being read: then it is shown above, with how far it is.
+  arriving(document) {
+    return this.uploads.some((one) => ACTIVE.includes(one.state) && one.name.split("/").at(-1) === document.name);
+  }
+
   // The refused document that an upload has become, if it is in the list.
   listed(upload) {
     return this.documents.find((document) => document.status === "refused" && document.name === upload.name.split("/").at(-1));
@@ -152,7 +157,7 @@ export class Documents {
     const rows = this.uploads.filter((one) => !GOOD.includes(one.state)).map((one) => this.row({ ...facts(one), name: one.name, share: ACTIVE.includes(one.state) ? one.share : undefined, refused: one.state === "refused", unlock: one.locked && (() => this.unlock(one).catch(problem)), cancel: () => send("DELETE", `uploads/${one.id}`).then(() => this.watch()).catch(problem) }));
     if (!sending.length && !rows.length && !queued.length) return this.incoming.replaceChildren();
     const clear = h("button", { type: "button", text: t("documents.clear"), onclick: () => send("DELETE", "uploads").then(() => this.load()).catch(problem) });
-    this.incoming.replaceChildren(h("h2", { class: "panel-title" }, t("documents.uploads"), rows.length ? clear : ""), h("ul", { class: "files" }, ...sending, ...queued, ...rows));
+    this.incoming.replaceChildren(h("h2", { class: "panel-title" }, t("documents.uploads"), this.uploads.some((one) => ["refused", "cancelled"].includes(one.state)) ? clear : ""), h("ul", { class: "files" }, ...sending, ...queued, ...rows));
   }
 
   async unlock(one) {
@@ -170,7 +175,7 @@ export class Documents {
 
   drawList() {
     const locked = this.uploads.filter((one) => one.locked).map((one) => this.listed(one)); // shown above, with a button
-    const shown = this.documents.filter((document) => !locked.includes(document));
+    const shown = this.documents.filter((document) => !locked.includes(document) && !(document.status === "partial" && this.arriving(document)));
     const count = shown.length;
     if (!count) return this.list.replaceChildren(h("p", { class: "panel-note", text: t("documents.none") }));
     this.list.replaceChildren(
@@ -180,8 +185,8 @@ export class Documents {
 
   item(document) {
     const refused = document.status === "refused";
-    const meta = refused ? t("documents.refused", { reason: said(document.reason) }) : t("documents.meta", { size: bytes(document.size_bytes), count: number(document.chunk_count), date: day(document.added_at) });
-    const more = [document.status === "partial" && t(this.uploads.some((one) => ACTIVE.includes(one.state) && one.name.split("/").at(-1) === document.name) ? "documents.reading" : "documents.partial"), document.session_only && t("documents.only")].filter(Boolean);
+    const meta = refused ? t("documents.refused", { reason: said(document.reason) }) : t("documents.meta", { size: bytes(document.size_bytes), passages: passages(document.chunk_count), date: day(document.added_at) });
+    const more = [document.status === "partial" && t("documents.partial"), document.session_only && t("documents.only")].filter(Boolean);
     const name = refused ? h("span", { class: "name", text: document.name, title: document.name })
       : h("button", { type: "button", class: "name", text: document.name, title: document.name, "aria-label": t("documents.preview", { name: document.name }), onclick: () => this.hooks.preview(document) });
     return h("li", { class: refused ? "file refused" : "file", "data-id": document.id }, type(document.name),
@@ -199,8 +204,9 @@ export class Documents {
 
 const type = (name) => h("span", { class: "type", "aria-hidden": "true", text: /\.(\w{1,4})$/.exec(name)?.[1] ?? "" });
 
+const passages = (count) => count === 1 ? t("documents.passage") : t("documents.passages", { count: number(count) });
+
 function facts(one) {
-  const count = number(one.chunks);
   if (one.state === "reading") {
     const parts = [t("documents.reading")];
     if (one.chunks_per_s > 0) parts.push(t("documents.rate", { rate: number(one.chunks_per_s) }));
@@ -208,7 +214,7 @@ function facts(one) {
     return { meta: parts.join(" · ") };
   }
   if (one.state === "refused") return { meta: t("documents.refused", { reason: said(one.reason) }) };
-  return { meta: t(`documents.${one.state}`, { count }) };
+  return { meta: t(`documents.${one.state}`, { passages: passages(one.chunks) }) };
 }
 
 async function inside(entry, path = "") {

@@ -69,13 +69,14 @@ async function goTo(id, options) {
   try {
     await chat.open(id, options);
     source.clear();
-    documents.load().catch(problem);
+    documents.load().catch((reason) => chat.failed(reason));
     if (!medium.matches) question.focus();
   } catch (error) {
     if (error instanceof TypeError) return connectionLost();
     toast(error.status === 404 ? t("sessions.gone") : error.message, { bad: true });
     await chat.open("", { push: false });
     history.replaceState({}, "", "/");
+    documents.load().catch((reason) => chat.failed(reason));
   }
 }
 

@@ -4,7 +4,7 @@ let language = "en";
 
 export function setWords(table, code) {
   words = table;
-  language = code;
+  language = navigator.language?.split("-")[0] === code ? navigator.language : code; // en-GB has its own dates
 }
 
 export function t(key, values = {}) {
