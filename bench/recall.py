@@ -55,6 +55,8 @@ def main() -> None:
     try:
         arms = peers(talks, embedder)
         arms["thimble"] = ours(talks, embedder, report)
+        for turns in (400, 100_000):
+            sized(turns, embedder, report)
     finally:
         embedder.close()
         worker.close()
@@ -111,6 +113,40 @@ def ours(talks: Sequence[Talk], embedder: Any, report: Report) -> list[list[list
     report.add("a search", "thimble", "time", times, "ms")
     report.add("a search", "thimble", "questions with a quote", quoted / len(times))
     return rankings
+
+
+def sized(turns: int, embedder: Any, report: Report) -> None:
+    """Time a search in a session of *turns* turns: the first, which reads the order of turns, and one after each turn.
+
+    The vectors stored here are random: time is measured, not what is found.
+    """
+    answer = "An answer of an everyday length, which is some two hundred characters. " * 3
+    packed = np.zeros((turns, 2), np.dtype([("scale", "<f4"), ("values", "i1", (embedder.dimension,))]))
+    packed["scale"] = 0.01
+    packed["values"] = np.random.default_rng(1).integers(-99, 99, packed["values"].shape)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        History.open(Path(folder), max_bytes=2_000_000_000) as history,
+    ):
+        history.add("s", (
+            NewTurn(str(place), str(place - 1) if place else None, f"And what of topic {place % 977}?", answer)
+            for place in range(turns)
+        ))  # fmt: skip
+        (first,) = (turn.id for turn in history.turns("s", limit=turns)[:1])
+        history.recall_index.keep_vectors(
+            "local", ((first + place, vectors.tobytes()) for place, vectors in enumerate(packed)), embedder.fingerprint
+        )
+        recall, times, cpu = Recall(history, embedder), [], []
+        for number in range(6):
+            start, cpu_start = time.perf_counter(), time.process_time()
+            recall.rank(f"Who spoke about topic {number}?", session_id="s")
+            times.append((time.perf_counter() - start) * 1000)
+            cpu.append((time.process_time() - cpu_start) * 1000)
+            history.finish(history.begin("s", "And on?").id, answer=answer)
+    name = "a search in a long session"
+    report.add(name, f"thimble, {turns} turns", "the first", times[0], "ms")
+    report.add(name, f"thimble, {turns} turns", "after a turn", times[1:], "ms")
+    report.add(name, f"thimble, {turns} turns", "CPU after a turn", cpu[1:], "ms")
 
 
 def peers(talks: Sequence[Talk], embedder: Any) -> dict[str, list[list[list[int]]]]:

@@ -125,6 +125,19 @@ def test_stored_vectors_say_what_the_embedder_says(history: History, embedder: E
     assert (kept * embedder.embed(texts)).sum(axis=1).min() > 0.99
 
 
+@pytest.mark.parametrize("session_id", ["s", None])
+def test_reading_vectors_sorts_nothing(history: History, embedder: Embedder, session_id: str | None) -> None:
+    small_talk(history, "s", turns=6)
+    Recall(history, embedder).index(session_id="s")
+    asked: list[str] = []
+    history._db._reader.set_trace_callback(asked.append)
+    list(history.recall_index.vectors("local", session_id))
+    history._db._reader.set_trace_callback(None)
+    assert asked
+    plan = " ".join(row["detail"] for row in history._db.all("EXPLAIN QUERY PLAN " + asked[0]))
+    assert "TEMP B-TREE" not in plan, "a page of vectors would cost sorting all that come after it"
+
+
 def test_a_long_turn_is_quoted_by_its_best_sentences(history: History, embedder: Embedder) -> None:
     long = "It rained all day and nothing else happened. " * 20 + FACT + " Then it rained again for a week. " * 20
     small_talk(history, "s", turns=30, fact=long)

@@ -18,6 +18,17 @@ from .schema import TOKENIZER, Database
 _ROWS = 2048  # rows in RAM at once while vectors are scanned
 
 
+# Each walks an index in its own order: a page must not cost sorting everything that comes after it.
+_VECTORS_OF_SESSION = """
+SELECT id, vectors FROM turns CROSS JOIN turn_vectors ON turn_id = id
+WHERE user = :user AND session_id = :session AND id > :last ORDER BY id LIMIT :rows
+"""
+_VECTORS_OF_USER = """
+SELECT id, vectors FROM turn_vectors CROSS JOIN turns ON id = turn_id
+WHERE turn_id > :last AND user = :user ORDER BY turn_id LIMIT :rows
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Branch:
     """The turns of a session's shown branch, oldest first."""
@@ -86,13 +97,9 @@ class RecallIndex:
 
     def vectors(self, user: str, session_id: str | None) -> Iterator[tuple[list[int], bytes]]:
         """Yield ids and packed vectors of turns, some thousand at a time."""
-        last = 0
+        last, sql = 0, _VECTORS_OF_USER if session_id is None else _VECTORS_OF_SESSION
         while True:
-            rows = self._db.all(
-                "SELECT id, vectors FROM turns CROSS JOIN turn_vectors ON turn_id = id WHERE user = :user"
-                " AND (:session IS NULL OR session_id = :session) AND id > :last ORDER BY id LIMIT :rows",
-                {"user": user, "session": session_id, "last": last, "rows": _ROWS},
-            )
+            rows = self._db.all(sql, {"user": user, "session": session_id, "last": last, "rows": _ROWS})
             if not rows:
                 return
             last = rows[-1][0]
