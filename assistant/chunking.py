@@ -209,6 +209,7 @@ class _Packer:
             id=self._identify(text), document_id=self._document_id, position=number, text=text, start=start, end=end,
             page=segment.page, line=units[0].line, heading=" > ".join(_heading(units)),
             row=next((unit.segment.row for unit in units if unit.segment.row is not None), None),
+            places=_places(units, text),
         )  # fmt: skip
 
     def _identify(self, text: str) -> str:
@@ -312,6 +313,20 @@ def _cut(text: str, wanted: int) -> int:
         if found > 0:
             return found + len(mark)
     return max(1, wanted)
+
+
+def _places(units: Sequence[_Unit], text: str) -> tuple[tuple[int, int | None, int | None], ...]:
+    """Return where in a chunk's text rows and lines jump, so that its line breaks alone would count them wrongly."""
+    found: list[tuple[int, int | None, int | None]] = []
+    at, row, line = 0, next((unit.segment.row for unit in units if unit.segment.row is not None), None), units[0].line
+    for unit in units:
+        start = unit.start - units[0].start
+        below = text.count("\n", at, start)
+        counted = (None if row is None else row + below, None if line is None else line + below)
+        if counted != (unit.segment.row, unit.line):
+            at, row, line = start, unit.segment.row, unit.line
+            found.append((at, row, line))
+    return tuple(found)
 
 
 def _heading(units: Sequence[_Unit]) -> tuple[str, ...]:

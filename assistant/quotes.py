@@ -105,14 +105,12 @@ class _Candidate:
         return len(text.split()) < 5 and not re.search(r"\d|[.!:|=–—-]", text)
 
     def quote(self, number: int) -> Quote:
-        chunk, before = self.hit.chunk, self.hit.chunk.text[: self.start]
-        below = before.count("\n")
-        rows = sum(1 for line in before.split("\n") if line.strip())
+        chunk = self.hit.chunk
+        row, line = chunk.place_at(self.start)
         return Quote(
             number=number, text=self.text, name=self.hit.document.name, score=min(1.0, self.score / _BEST),
             document_id=chunk.document_id, chunk_id=chunk.id, start=chunk.start + self.start,
-            end=chunk.start + self.end, page=chunk.page, line=None if chunk.line is None else chunk.line + below,
-            row=None if chunk.row is None else chunk.row + rows, heading=chunk.heading, context=chunk.text,
+            end=chunk.start + self.end, page=chunk.page, line=line, row=row, heading=chunk.heading, context=chunk.text,
         )  # fmt: skip
 
 

@@ -110,6 +110,8 @@ class Chunk:
         line: From 1, of its first line in the extracted text.
         row: From 1, of its first row in a table.
         heading: The headings above it, outermost first, joined by `` > ``; may be empty.
+        places: (offset in the text, row, line) from where on rows and lines count anew: where the file holds more, or
+            less, between two sentences than their line breaks say. ``place_at`` reads them.
     """
 
     id: str
@@ -122,6 +124,17 @@ class Chunk:
     line: int | None = None
     row: int | None = None
     heading: str = ""
+    places: tuple[tuple[int, int | None, int | None], ...] = ()
+
+    def place_at(self, offset: int) -> tuple[int | None, int | None]:
+        """Return the row and the line of the character at *offset* in the text."""
+        at, row, line = 0, self.row, self.line
+        for place in self.places:
+            if place[0] > offset:
+                break
+            at, row, line = place
+        below = self.text.count("\n", at, offset)
+        return (None if row is None else row + below), (None if line is None else line + below)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,18 @@ def test_both_searches_find_it_and_stems_match(index: Index) -> None:
     assert index.frequency("leaving") == 1
 
 
+def test_places_are_kept(index: Index) -> None:
+    chunk = replace(chunks_of("a.txt", ["one apple\ntwo pears"])[0], row=4, places=((10, 7, None),))
+    fill(index, "a.txt", ["none"])
+    index.add_chunks("id-a.txt", [chunk], vectors_of([chunk.text]))
+    assert index.chunks([chunk.id]) == [chunk]
+    assert [chunk.place_at(offset) for offset in (0, 9, 10)] == [(4, 1), (4, 1), (7, None)]
+    moved = replace(chunk, row=5, places=())
+    index.move_chunks("id-a.txt", [moved])
+    assert index.chunks([chunk.id]) == [moved]
+    assert moved.place_at(10) == (6, 2)
+
+
 def test_adding_again_replaces_and_moves(index: Index) -> None:
     fill(index, "a.txt", ["one apple", "two pears"])
     chunks = fill(index, "a.txt", ["one apple", "two pears"])
@@ -242,6 +254,20 @@ def test_a_compaction_that_is_killed_leaves_nothing_behind(
         assert len(list(folder.glob("vectors-*"))) == 1
         assert index.check() == replace(index.check(), documents=1, chunks=1, vectors=1, problems=())
         assert index.dense(vectors_of(["two pears"])[0], 1, ANYONE)[0][0] == "b.txt-0-two pears"
+
+
+def test_an_index_of_the_first_format_is_brought_up_to_date(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    with opened(folder) as index:
+        (chunk,) = fill(index, "a.txt", ["one apple"])
+    with sqlite3.connect(folder / "index.sqlite3") as connection:
+        connection.execute("ALTER TABLE chunks DROP COLUMN places")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    for _ in range(2):
+        with opened(folder) as index:
+            assert index.chunks([chunk.id]) == [chunk]
+            assert index.check().healthy
 
 
 def test_another_embedder_is_refused(tmp_path: Path) -> None:

@@ -79,6 +79,36 @@ def test_a_table_row_is_a_quote_with_its_header(search: Retrieval, embedder: Emb
     assert first.row == 8
 
 
+def test_rows_and_lines_are_those_of_the_file(tmp_path: Path, embedder: Embedder) -> None:
+    """Through parser, chunker and index: with empty rows, a sheet's name and a table's rule between."""
+    import openpyxl
+
+    from assistant.ingest import Ingestor
+
+    book = openpyxl.Workbook()
+    for number, row in {3: ["Lamp", "Hall"], 4: ["brass", 7], 8: ["Lamp", "Cellar"], 9: ["copper", 5]}.items():
+        for column, value in enumerate(row, 1):
+            book.active.cell(number, column, value)
+    (tmp_path / "documents").mkdir()
+    book.save(tmp_path / "documents" / "lamps.xlsx")
+    text = "# Cups\n\n| Cup | Shelf |\n|-|-|\n| red | 3 |\n| | |\n| blue | 9 |\n\n\nThe green cup was broken in May.\n"
+    (tmp_path / "documents" / "cups.md").write_text(text)
+    with Index.open(tmp_path / "store", dimension=embedder.dimension, fingerprint=embedder.fingerprint) as index:
+        Ingestor(index, embedder).ingest([tmp_path / "documents"])
+        for again in (False, True):
+            if again:  # what moved without another word keeps its chunks, and gets its new places
+                (tmp_path / "documents" / "cups.md").write_text("\n\n" + text)
+                assert Ingestor(index, embedder).ingest([tmp_path / "documents"]).chunks_embedded == 0
+            search = Retrieval(index, embedder)
+            for question, words, row, line in (
+                ("copper lamp in the cellar", "copper", 9, None), ("brass lamp in the hall", "brass", 4, None),
+                ("red cup", "red", 2, 5), ("blue cup", "blue", 4, 7), ("green cup broken", "green", None, 10),
+            ):  # fmt: skip
+                found = quotes.select(question, search.search(question), embedder, max_quotes=20)
+                (quote,) = [quote for quote in found if words in quote.text]
+                assert (quote.row, quote.line) == (row, line and line + 2 * again), words
+
+
 def test_a_page_is_kept(search: Retrieval, embedder: Embedder) -> None:
     first = quotes.select("citric acid", search.search("citric acid"), embedder)[0]
     assert first.place == "kettle.pdf, page 7"

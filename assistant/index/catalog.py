@@ -18,7 +18,7 @@ from assistant.errors import IndexStoreError
 from assistant.records import Chunk, DocumentInfo, Scope
 
 DatabaseError = sqlite3.DatabaseError
-VERSION = 1
+VERSION = 2
 _BUSY_S = 30.0
 _VARIABLES = 500  # parameters of one statement; SQLite allows 999 in its oldest builds
 
@@ -33,7 +33,8 @@ CREATE TABLE IF NOT EXISTS chunks(
     document INTEGER NOT NULL REFERENCES documents(number) ON DELETE CASCADE,
     position INTEGER NOT NULL, text TEXT NOT NULL, "start" INTEGER NOT NULL, "end" INTEGER NOT NULL,
     page INTEGER, line INTEGER, "row" INTEGER, heading TEXT NOT NULL,
-    dense INTEGER NOT NULL DEFAULT 0);                  -- 1 once its vector is in Chroma
+    dense INTEGER NOT NULL DEFAULT 0,                   -- 1 once its vector is in Chroma
+    places TEXT NOT NULL DEFAULT '');
 CREATE INDEX IF NOT EXISTS chunks_of_document ON chunks(document, position);
 CREATE INDEX IF NOT EXISTS chunks_pending ON chunks(number) WHERE dense = 0;
 CREATE TABLE IF NOT EXISTS leaving(id TEXT PRIMARY KEY) WITHOUT ROWID;   -- vectors that Chroma must still delete
@@ -49,7 +50,7 @@ CREATE TRIGGER IF NOT EXISTS chunk_changed AFTER UPDATE OF text, heading ON chun
 """
 
 _CHUNK = (
-    'c.id, d.id, c.position, c.text, c."start", c."end", c.page, c.line, c."row", c.heading '
+    'c.id, d.id, c.position, c.text, c."start", c."end", c.page, c.line, c."row", c.heading, c.places '
     "FROM chunks c JOIN documents d ON d.number = c.document"
 )
 _DOCUMENT = (
@@ -74,7 +75,9 @@ class Catalog:
                 f"The index in {path.parent} was written by a newer version (format {version}, this one knows "
                 f"{VERSION}). Update, or set another store_dir."
             )
-        if version < VERSION:
+        if version == 1:
+            self._upgrade()
+        elif version < VERSION:
             self._write.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
 
     def _connect(self) -> sqlite3.Connection:
@@ -83,6 +86,13 @@ class Catalog:
                        "journal_size_limit = 16777216"):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
         return connection
+
+    def _upgrade(self) -> None:
+        """Bring an index of the first format up to date; its chunks keep the places that they have."""
+        with self.transaction() as connection:
+            if connection.execute("PRAGMA user_version").fetchone()[0] == 1:  # no other process was first
+                connection.execute("ALTER TABLE chunks ADD COLUMN places TEXT NOT NULL DEFAULT ''")
+                connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def vacuum(self) -> None:
         """Give free pages back to the file system."""
@@ -149,18 +159,20 @@ class Catalog:
     def put_chunks(self, connection: sqlite3.Connection, document: int, chunks: Sequence[Chunk]) -> None:
         """Write chunk rows as pending: their vectors are not in Chroma yet."""
         connection.executemany(
-            'INSERT INTO chunks(id, document, position, text, "start", "end", page, line, "row", heading, dense) '
-            "VALUES (?,?,?,?,?,?,?,?,?,?,0) ON CONFLICT(id) DO UPDATE SET document=excluded.document, "
+            'INSERT INTO chunks(id, document, position, text, "start", "end", page, line, "row", heading, places, '
+            "dense) VALUES (?,?,?,?,?,?,?,?,?,?,?,0) ON CONFLICT(id) DO UPDATE SET document=excluded.document, "
             'position=excluded.position, text=excluded.text, "start"=excluded."start", "end"=excluded."end", '
-            'page=excluded.page, line=excluded.line, "row"=excluded."row", heading=excluded.heading, dense=0',
-            [(c.id, document, c.position, c.text, c.start, c.end, c.page, c.line, c.row, c.heading) for c in chunks],
-        )
+            'page=excluded.page, line=excluded.line, "row"=excluded."row", heading=excluded.heading, '
+            "places=excluded.places, dense=0",
+            [(c.id, document, c.position, c.text, c.start, c.end, c.page, c.line, c.row, c.heading, _places(c))
+             for c in chunks],
+        )  # fmt: skip
 
     def move_chunks(self, connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> None:
         """Update the places of chunks; their text stays."""
         connection.executemany(
-            'UPDATE chunks SET position=?, "start"=?, "end"=?, page=?, line=?, "row"=? WHERE id=?',
-            [(c.position, c.start, c.end, c.page, c.line, c.row, c.id) for c in chunks],
+            'UPDATE chunks SET position=?, "start"=?, "end"=?, page=?, line=?, "row"=?, places=? WHERE id=?',
+            [(c.position, c.start, c.end, c.page, c.line, c.row, _places(c), c.id) for c in chunks],
         )
         connection.executemany(
             "UPDATE chunks SET heading=? WHERE id=? AND heading<>?", [(c.heading, c.id, c.heading) for c in chunks]
@@ -221,7 +233,12 @@ def visible(scope: Scope) -> tuple[str, tuple[object, ...]]:
 
 
 def _chunk(row: Sequence[Any]) -> Chunk:
-    return Chunk(*row)
+    places = tuple(tuple(place) for place in json.loads(row[-1] or "[]"))
+    return Chunk(*[*row[:-1], places])
+
+
+def _places(chunk: Chunk) -> str:
+    return json.dumps(chunk.places, separators=(",", ":")) if chunk.places else ""
 
 
 def _document(row: Sequence[object]) -> DocumentInfo:

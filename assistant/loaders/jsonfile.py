@@ -58,7 +58,7 @@ def load(source: Source) -> Iterator[Segment]:
     except (ijson.JSONError, ValueError) as exc:
         if stream.empty:
             raise EmptyDocumentError(source.name, "it holds no text") from exc
-        raise DamagedDocumentError(source.name, f"it is not valid JSON ({one_line(str(exc))[:80]})",
+        raise DamagedDocumentError(source.name, f"it is not valid JSON ({_said(exc)})",
                                    "correct it, or rename it to .txt") from exc  # fmt: skip
     for segment in walker.flush():
         seen = True
@@ -172,3 +172,8 @@ def _flat(name: str, value: Any) -> Iterator[str]:
         text = one_line(_word(value))
         if text:
             yield f"{name}: {text}" if name else text
+
+
+def _said(exc: Exception) -> str:
+    """Return what the JSON library said, without the excerpt of the file that it prints below."""
+    return one_line(str(exc).partition("\n")[0]).removeprefix("parse error: ").removeprefix("lexical error: ")[:80]
