@@ -134,7 +134,7 @@ soak-plain: .venv-soak/.installed models ## The same on the plain LangChain stac
 
 profile: .venv-soak/.installed models ## Make flame graphs of memory (memray) and time (py-spy) of a scripted session, in build/profile (ARGS="--turns 4")
 	@mkdir -p build/profile
-	.venv-soak/bin/python -m memray run --force --native -o build/profile/session.memray -m bench.profile $(ARGS)
+	.venv-soak/bin/python -m memray run --force --native --aggregate -o build/profile/session.memray -m bench.profile $(ARGS)
 	.venv-soak/bin/python -m memray flamegraph --force -o build/profile/memory.html build/profile/session.memray
 	.venv-soak/bin/py-spy record --idle --rate 50 -o build/profile/time.svg -- .venv-soak/bin/python -m bench.profile $(ARGS)
 
