@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from driving import ROOT, App, Starter, ask, visit
+from driving import ROOT, App, Starter, add_samples, ask, visit
 from locked import encrypted_pdf
 from playwright.sync_api import Browser, Page, expect
 
@@ -210,20 +211,46 @@ def test_typing_is_instant_with_many_turns(page: Page, app: App, tmp_path: Path)
         page.locator("#show-earlier").click()
         expect(page.locator(".turn")).not_to_have_count(before)
     expect(page.locator(".turn")).to_have_count(TURNS)
+    with_many = input_delay_ms(page)
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator(".turn")).to_have_count(0)
+    with_none = input_delay_ms(page)
+    assert with_many < max(INPUT_DELAY_MS, 2 * with_none), f"{with_many:.0f} ms, and {with_none:.0f} in an empty chat"
+
+
+def input_delay_ms(page: Page) -> float:
+    """Type, and return the median time from a key to the frame that shows it."""
     page.evaluate(
         """() => {
             window.delays = [];
-            document.querySelector("#question").addEventListener("input", (event) => {
+            const box = document.querySelector("#question");
+            window.noting ??= box.addEventListener("input", (event) => {
                 const painted = () => window.delays.push(performance.now() - event.timeStamp);
                 requestAnimationFrame(() => setTimeout(painted));
-            }, true);
+            }, true) ?? true;
         }"""
     )
+    page.fill("#question", "")
     page.locator("#question").press_sequentially("How long is the notice period for those who manage?", delay=40)
     page.wait_for_timeout(300)
     delays = sorted(page.evaluate("window.delays"))
     assert len(delays) >= 40
-    assert delays[len(delays) // 2] < INPUT_DELAY_MS, f"median input delay {delays[len(delays) // 2]:.0f} ms"
+    return float(delays[len(delays) // 2])
+
+
+def test_the_books_say_where_everything_went(page: Page, start_app: Starter) -> None:
+    app = start_app(THIMBLE_ANSWER_THRESHOLD="0", THIMBLE_MAX_NEW_TOKENS="12")
+    add_samples(app)
+    visit(page, app)
+    ask(page, "How long is the notice period?")
+    ask(page, "And for managers?")
+    books = page.locator(".turn").last.locator(".books")
+    expect(books.locator("summary")).to_contain_text(re.compile(r"of 2,048 tokens · RAM [\d,]+ → [\d,]+ of [\d,]+ MiB"))
+    books.locator("summary").click()
+    expect(books.locator(".meter span").first).to_be_visible()
+    expect(books.locator(".inside")).to_contain_text(re.compile("before .* · peak .* · after "))
+    expect(books.locator("q").first).to_have_text("How long is the notice period?")
+    expect(books.locator(".inside")).to_contain_text("Searched for")
 
 
 def test_the_page_works_with_nothing_but_this_machine(page: Page, start_app: Starter) -> None:
@@ -249,6 +276,20 @@ def test_ten_tabs_cost_the_server_next_to_nothing(page: Page, app: App) -> None:
     for tab in tabs:
         tab.close()
     assert process.memory_info().rss - before < 50_000_000
+
+
+def test_opening_and_closing_a_tab_a_hundred_times_leaks_nothing(page: Page, app: App) -> None:
+    visit(page, app)
+    ask(page, "How long is the trial period?")
+    assert app.process is not None
+    process = psutil.Process(app.process.pid)
+    before = process.memory_info().rss
+    for _ in range(100):
+        tab = page.context.new_page()
+        tab.goto(page.url, wait_until="commit")
+        tab.locator(".turn").wait_for()
+        tab.close()
+    assert process.memory_info().rss - before < 20_000_000
 
 
 def test_a_document_can_be_for_one_chat_only(page: Page, app: App, tmp_path: Path) -> None:

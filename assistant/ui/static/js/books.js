@@ -4,6 +4,7 @@ import { said } from "./said.js";
 import { bytes, number, percent, seconds, t } from "./words.js";
 
 const WORDS_PER_TOKEN = 0.75; // English; the model counts tokens, people words
+const NAMED = 6; // turns named in a list of them
 const PARTS = ["template", "system", "window", "recalled", "evidence", "question", "reserve"];
 
 const mib = (count) => number(count / 2 ** 20);
@@ -43,10 +44,10 @@ function inside({ tokens, memory, searched, answerable, time }) {
     const free = tokens.context - tokens.prompt - tokens.reserve;
     if (free > 0) add("free", free);
     box.append(section("books.context", bar, legend));
-    const turns = [t("books.seen", { count: tokens.window_turns.length })];
-    if (tokens.left_out_count) turns.push(t("books.left", { count: tokens.left_out_count }));
-    if (tokens.recalled_turns.length) turns.push(t("books.brought", { count: tokens.recalled_turns.length }));
-    box.append(section("books.turns", h("p", { text: [...turns, t("books.generated", { count: number(tokens.generated) })].join(" · ") })));
+    const turns = [group("books.seen", tokens.window_turns.length, tokens.window_turns)];
+    if (tokens.left_out_count) turns.push(group("books.left", tokens.left_out_count, tokens.left_out_turns));
+    if (tokens.recalled_turns.length) turns.push(group("books.brought", tokens.recalled_turns.length, tokens.recalled_turns));
+    box.append(section("books.turns", h("ul", {}, ...turns)), h("p", { text: t("books.generated", { count: number(tokens.generated) }) }));
   }
   if (memory) {
     const values = Object.fromEntries(["before", "peak", "after", "released", "left"].map((name) => [name, bytes(memory[name])]));
@@ -58,6 +59,15 @@ function inside({ tokens, memory, searched, answerable, time }) {
   if (time) last.push(t("books.total", { s: seconds(time.total_s) }));
   if (last.length) box.append(h("p", { text: last.join(" · ") }));
   return box;
+}
+
+// How many turns, and which: by their questions, of those that are on the page.
+function group(key, count, ids) {
+  const item = h("li", { text: t(key, { count: number(count) }) });
+  const asked = ids.map((id) => document.querySelector(`.turn[data-turn="${Number(id)}"] .bubble`)?.textContent).filter(Boolean);
+  for (const [at, question] of asked.slice(0, NAMED).entries()) item.append(at ? ", " : ": ", h("q", { text: question.length > 50 ? `${question.slice(0, 48).trim()} …` : question }));
+  if (asked.length > NAMED) item.append(", …");
+  return item;
 }
 
 const section = (title, ...content) => h("div", {}, h("h4", { text: t(title) }), ...content.filter(Boolean));
