@@ -94,11 +94,11 @@ bench-retrieval: setup-dev models ## Measure search, follow-ups, quotes and its 
 bench-answers: setup-dev models ## Measure knowing when not to answer, and whole answers: DATA=folder
 	$(BIN)/python -m bench.answers --data $(DATA) $(ARGS)
 
-bench-ingest: setup-dev ## Measure the ingest beside the plain stack: DATA=folder
-	$(BIN)/python -m bench.ingest --data $(DATA)
+bench-ingest: setup-dev models ## Measure the ingest beside the plain stack, and its memory: DATA=folder
+	$(BIN)/python -m bench.ingest --data $(DATA) $(ARGS)
 
-bench-messy: setup-dev ## Measure how messy documents end and what of their text is found: DATA=folder
-	$(BIN)/python -m bench.messy --data $(DATA)
+bench-messy: setup-dev models ## Measure how messy documents end and what of their text is found: DATA=folder; ARGS=--ingest brings them into an index
+	$(BIN)/python -m bench.messy --data $(DATA) $(ARGS)
 
 .venv-bench/.installed: | $(VENV)/bin/python
 	$(PYTHON) -m venv .venv-bench
