@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from assistant.history import History
 from assistant.records import Turn
 from assistant.settings import Settings
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but line breaks and tabs
 _STATUS = {"stopped": " (stopped)", "failed": " (failed)", "interrupted": " (interrupted)", "running": " (running)"}
 
 
@@ -170,7 +172,9 @@ def import_(settings: Settings, args: argparse.Namespace) -> int:
 def check(settings: Settings, args: argparse.Namespace) -> int:
     """Verify the conversation store, and with --repair mend it; what is damaged is set aside, never overwritten."""
     with _history(settings) as history:
-        report = history.check(repair=args.repair)
+        mended, report = history.recovered, history.check(repair=args.repair)
+    if mended is not None:
+        print(mended)  # opening it did that
     print(report)
     return 0 if report.ok else 1
 
@@ -188,9 +192,9 @@ def _marked(text: str, marks: Sequence[tuple[int, int]]) -> str:
     before, after = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("*", "*")
     parts, at = [], 0
     for start, end in marks:
-        parts += [text[at:start], before, text[start:end], after]
+        parts += [_visible(text[at:start]), before, _visible(text[start:end]), after]
         at = end
-    return " ".join("".join([*parts, text[at:]]).split())
+    return " ".join("".join([*parts, _visible(text[at:])]).split())
 
 
 def _turn_id(text: str) -> int:
@@ -206,8 +210,19 @@ def _block(turn: Turn) -> str:
         for quote in turn.details.get("quotes", ())
     )
     error = f"\n! {turn.error}" if turn.error else ""
-    return f"{head}\n> {turn.question}\n{turn.answer}{error}{quotes}\n"
+    return _visible(f"{head}\n> {turn.question}\n{turn.answer}{error}{quotes}\n")
+
+
+def _visible(text: str) -> str:
+    """Return *text* with its control characters as signs: what was said must not steer the terminal."""
+    return _CONTROL.sub(lambda found: _sign(found[0]), text.replace("\r\n", "\n"))
+
+
+def _sign(char: str) -> str:
+    return chr(0x2400 + ord(char)) if ord(char) < 0x20 else "\ufffd"
 
 
 def _date(seconds: float) -> str:
+    if seconds <= 0:
+        return "at unknown time "
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
