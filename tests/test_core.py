@@ -228,3 +228,33 @@ def test_without_a_chat_model_the_quotes_are_the_answer(settings: Settings, assi
     assert "six weeks" in answer.text
     assert "[1]" in answer.text
     assert answer.tokens is None
+
+
+def test_models_leave_when_idle_and_come_back(settings: Settings, assistant: Assistant) -> None:
+    fields = {name: getattr(settings, name) for name in ("models_dir", "store_dir", "history_dir")}
+    with Assistant(Settings(idle_unload_s=0.5, max_new_tokens=8, **fields)) as idle:
+        first = idle.ask("How long is the trial period?", session_id="idle")
+        model = idle.parts.chat_model
+        assert model is not None
+        pause = threading.Event()
+        for _ in range(600):
+            if not (model.loaded or idle.embedder.loaded):
+                break
+            pause.wait(0.05)
+        assert not model.loaded
+        assert not idle.embedder.loaded
+        second = idle.ask("How long is the trial period?", session_id="idle")
+        assert idle.parts.chat_model is model
+        assert [quote.text for quote in second.quotes[:2]] == [quote.text for quote in first.quotes[:2]]
+        assert second.text
+
+
+@pytest.mark.parametrize("model", ["packaged", "none"])
+def test_five_megabytes_are_no_question(model: str, settings: Settings, tmp_path: Path) -> None:
+    pasted = "why is the sky blue? " * 250_000
+    fresh = Settings(model=model, models_dir=settings.models_dir, store_dir=tmp_path / "s", history_dir=tmp_path / "h")
+    with Assistant(fresh) as new:
+        with pytest.raises(QuestionError, match="5,250,000 characters, and 200,000 are the most"):
+            new.ask(pasted, session_id="pasted")
+        assert new.history.sessions() == []
+        assert new.parts._made == {}, "something was loaded for it"
