@@ -54,7 +54,8 @@ class _Unit:
     cost: int
     segment: Segment
     line: int | None
-    opens: int  # cost of the whole segment, for its first unit; else 0
+    rest: int  # cost from here to the end of the segment
+    opens: bool  # the first of its segment
     landmark: bool  # one sentence in five is, by the hash of its words
 
 
@@ -141,10 +142,7 @@ class _Packer:
 
     def _add(self, unit: _Unit) -> Iterator[Chunk]:
         total = sum(held.cost for held in self._pending)
-        if self._fresh and (
-            total + unit.cost > self._target
-            or (total >= _FULL * self._target and (self._pending[-1].landmark or total + unit.opens > self._target))
-        ):
+        if self._fresh and self._ends(total, unit):
             yield from self._flush(following=unit)
             while self._pending and sum(held.cost for held in self._pending) + unit.cost > self._target:
                 if self._fresh == len(self._pending):  # only carried headings are left
@@ -152,6 +150,15 @@ class _Packer:
                 self._pending.pop(0)
         self._pending.append(unit)
         self._fresh += 1
+
+    def _ends(self, total: int, unit: _Unit) -> bool:
+        """Tell whether a chunk of *total* tokens ends before *unit*: not in a paragraph whose rest it can hold."""
+        if not unit.opens and total + unit.rest <= self._limit - self._special:
+            return False
+        if total + unit.cost > self._target:
+            return True
+        full = total >= _FULL * self._target
+        return full and (self._pending[-1].landmark or (unit.opens and total + unit.rest > self._target))
 
     def _flush(self, following: _Unit | None = None) -> Iterator[Chunk]:
         """Give the pending chunk; with a *following* unit, keep its overlap and the headings at its end."""
@@ -236,12 +243,12 @@ class _Packer:
             self._text += window
             tokens = [start for start, end in self._embedder.offsets(window) if end > start]
             spans = list(_pieces(window, segment.kind, tokens, self._limit - self._special, self._target))
-            whole = sum(cost for _, _, cost in spans)
+            rest = sum(cost for _, _, cost in spans)
             for start, end, cost in spans:
                 at = None if line is None else line + window.count("\n", 0, start)
                 mark = zlib.crc32(window[start:end].encode("utf-8", "surrogatepass")) % _LANDMARKS == 0
-                yield _Unit(base + start, base + end, cost, segment, at, whole if first else 0, mark)
-                first = False
+                yield _Unit(base + start, base + end, cost, segment, at, rest, first, mark)
+                first, rest = False, rest - cost
             if line is not None:
                 line += window.count("\n")
 
