@@ -81,7 +81,7 @@ class Settings:
     top_k: int = _setting(8, "Chunks retrieved a turn.", minimum=1, maximum=100)
     max_quotes: int = _setting(4, "Quotes shown with an answer.", minimum=1, maximum=20)
     model_quotes: int = _setting(
-        3,
+        2,
         "Of these, how many the model words its answer from, best first; a small model gets lost in more.",
         minimum=1,
         maximum=20,

@@ -356,8 +356,8 @@ def sampling_from(settings: Settings) -> Sampling:
     """Return how the settings want tokens picked."""
     return Sampling(
         max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, top_p=settings.top_p,
-        top_k=settings.sample_top_k, repetition_penalty=settings.repetition_penalty, seed=settings.seed,
-        speculation=settings.speculation,
+        top_k=settings.sample_top_k, repetition_penalty=settings.repetition_penalty,
+        prompt_bias=settings.prompt_bias, seed=settings.seed, speculation=settings.speculation,
     )  # fmt: skip
 
 

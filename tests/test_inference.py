@@ -105,8 +105,12 @@ def test_speculation_changes_nothing_but_the_speed(dtype: str, folder: Path, wor
     if engine.max_step == 1:
         pytest.skip("this CPU's kernels give other bits for several rows at once, so nothing is drafted here")
     accepted = drafted = 0
-    for question in QUESTIONS if dtype == "auto" else QUESTIONS[1:2]:
-        plain, fast = (model.start(ask(question), Sampling(max_new_tokens=60, speculation=on)) for on in (False, True))
+    cases = [(question, bias) for question in QUESTIONS for bias in (0.0, 1.5)]
+    for question, bias in cases if dtype == "auto" else cases[3:4]:
+        plain, fast = (
+            model.start(ask(question), Sampling(max_new_tokens=60, prompt_bias=bias, speculation=on))
+            for on in (False, True)
+        )
         assert "".join(plain) == "".join(fast), question
         assert plain.stats.new_tokens == fast.stats.new_tokens
         assert plain.stats.drafted == 0

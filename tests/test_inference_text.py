@@ -129,3 +129,11 @@ def test_the_repetition_penalty_is_transformers_own() -> None:
     expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt]), logits.clone()[None])[0]
     picker = Picker(Sampling(repetition_penalty=1.7), prompt, 50)
     assert torch.equal(picker._penalised(logits.clone()), expected)
+
+
+def test_the_prompt_bias_lifts_each_token_as_often_as_it_stands_in_the_prompt() -> None:
+    logits = torch.tensor([1.0, 0.5, 0.0, 0.9])
+    picker = Picker(Sampling(prompt_bias=1.2), [1, 2, 2], 4)
+    assert not picker.plain
+    assert [picker.pick(logits.clone()) for _ in range(4)] == [1, 2, 2, 0]
+    assert Picker(Sampling(), [1, 2, 2], 4).pick(logits.clone()) == 0

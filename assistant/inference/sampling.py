@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 
 from .types import Sampling
@@ -15,7 +17,7 @@ class Picker:
 
     Args:
         sampling: How.
-        prompt: The prompt's tokens, which the repetition penalty counts as said.
+        prompt: The prompt's tokens, which the repetition penalty counts as said and the bias makes likelier.
         vocab: Size of a row of logits.
     """
 
@@ -27,19 +29,30 @@ class Picker:
         if sampling.repetition_penalty != 1.0:
             self._said = torch.zeros(vocab, dtype=torch.bool)
             self._said[torch.tensor(prompt)] = True
+        self._bias: torch.Tensor | None = None
+        if sampling.prompt_bias:
+            self._left = Counter(prompt)
+            self._bias = torch.zeros(vocab)
+            self._bias[torch.tensor(prompt)] = sampling.prompt_bias
 
     @property
     def plain(self) -> bool:
         """Whether the likeliest token is always picked, so that a whole batch of rows can be picked at once."""
-        return self._greedy and self._said is None
+        return self._greedy and self._said is None and self._bias is None
 
     def pick(self, logits: torch.Tensor) -> int:
         """Pick from one row of logits, which may be overwritten."""
+        if self._bias is not None:
+            logits += self._bias
         if self._said is not None:
             logits = self._penalised(logits)
         token = int(logits.argmax()) if self._greedy else self._sample(logits.float())
         if self._said is not None:
             self._said[token] = True
+        if self._bias is not None and token in self._left:
+            self._left[token] -= 1
+            if not self._left[token]:
+                self._bias[token] = 0.0
         return token
 
     def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
