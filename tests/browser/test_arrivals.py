@@ -118,7 +118,7 @@ def test_a_file_of_chats_shows_how_far_it_is_and_what_became_of_it(page: Page, a
     page.locator("#pick-import").set_input_files(file)
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("progressbar")).to_be_visible()
-    expect(dialog).to_contain_text("Imported 500 chats with 1,500 questions.")
+    expect(dialog).to_contain_text("Imported chats: 500 · questions: 1,500")
     expect(dialog.locator(".report li")).to_have_count(2)
     expect(dialog.locator(".report")).to_contain_text("it is here already")
     dialog.get_by_role("button", name="Close").click()

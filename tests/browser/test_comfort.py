@@ -74,6 +74,8 @@ def test_export_and_import_bring_a_chat_back(page: Page, app: App, tmp_path: Pat
     file.write_bytes(exported.content)
     visit(page, app)
     page.locator("#pick-import").set_input_files(file)
+    expect(page.get_by_role("dialog")).to_contain_text("Imported chats: 1 · questions: 1")
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
     page.locator(".session", has_text="What does a night").locator("a").click()
     expect(page.locator(".turn .bubble")).to_have_text("What does a night in a hotel cost at most?")
 
