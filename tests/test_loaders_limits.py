@@ -285,3 +285,16 @@ def test_a_folder_is_walked_without_hidden_files_and_links_that_lead_out(tmp_pat
     (loop,) = find([root / "itself.txt"])
     assert loop.problem is not None
     assert [file.path.name for file in find([root / ".secret"])] == [".secret"]  # named outright, it is meant
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
+    """Here it goes away while the folder above is walked: permissions don't stop whoever runs tests as root."""
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "sub").mkdir()
+    files = find([tmp_path])
+    assert next(files).path.name == "a.txt"
+    (tmp_path / "sub").rmdir()
+    (file,) = files
+    assert file.problem == ("the folder can't be listed (No such file or directory)", "check its permissions")
+    assert file.path == tmp_path / "sub"
+    assert file.expected_chunks == 0

@@ -65,7 +65,8 @@ def find(paths: Iterable[str | Path]) -> Iterator[File]:
 
 def _walk(root: Path, shown: Path) -> Iterator[File]:
     real = root.resolve()
-    for folder, folders, names in os.walk(root):
+    failed: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=failed.append):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
         for name in sorted(names):
             # "~$" is the lock that Office leaves beside an open document.
@@ -77,6 +78,10 @@ def _walk(root: Path, shown: Path) -> Iterator[File]:
                 yield File(path, label, problem=problem)
             else:
                 yield _file(path, label)
+    for exc in failed:
+        path = Path(exc.filename)
+        yield File(path, str(shown / path.relative_to(root)),
+                   problem=(f"the folder can't be listed ({exc.strerror})", "check its permissions"))  # fmt: skip
 
 
 def _link_problem(path: Path, root: Path) -> tuple[str, str] | None:
