@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from .errors import BusyError, MemoryBudgetError, StoppedError
-from .memory import MemoryPlan, anonymous_rss, rss, tree_rss
+from .memory import MemoryPlan, anonymous_rss, rss
 from .memory.plan import CHUNK_BYTES, WORKING_SHARE
 from .units import format_bytes
 
@@ -291,17 +291,19 @@ class MemoryGate:
                 return replace(limits, actions=said)
         raise self._refusal("This question", predicted)
 
-    def batch(self, growth_bytes: int, *, patience_s: float = 120.0) -> None:
+    def batch(self, growth_bytes: int, beside_bytes: int = 0, *, patience_s: float = 120.0) -> None:
         """Let a batch of an ingest start, when need be after the turn that holds the room.
 
         Args:
             growth_bytes: By which it makes the index grow; what embedding takes is in the plan.
+            beside_bytes: Taken by the parser's process.
             patience_s: How long to wait for room.
 
         Raises:
             MemoryBudgetError: It does not fit, and for *patience_s* no room came free.
         """
         deadline = time.monotonic() + patience_s
+        growth_bytes += beside_bytes
         predicted = self._with_batch() + growth_bytes
         while predicted > self.plan.budget.bytes:
             self._free()
@@ -338,8 +340,7 @@ class MemoryGate:
         """
         now = occupied(self.plan)
         self._before_ingest = min(now, self._before_ingest or now)
-        own = max(now + _BATCH_BYTES, self._before_ingest + self.plan.part("ingest"))
-        return own + max(0, tree_rss() - rss())  # and the parser's process
+        return max(now + _BATCH_BYTES, self._before_ingest + self.plan.part("ingest"))
 
     def _refusal(self, what: str, predicted: int) -> MemoryBudgetError:
         budget = self.plan.budget.bytes

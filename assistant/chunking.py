@@ -23,6 +23,8 @@ TARGET_TOKENS = 230
 OVERLAP_TOKENS = 32
 _TINY = 6  # a section below a sixth of the target joins the one after it
 _FULL = 0.7  # of the target: from here on a chunk ends at the first landmark
+_HALF = 0.4  # of the target: from here on it does where a landmark ends a paragraph; else paragraphs of one length, two
+# to a chunk, would be paired anew from an edit to the end
 _TOKEN_CHARACTERS = 10  # a "token" is counted for every so many characters at least: a tokenizer may take a
 # megabyte of gibberish for one unknown word
 _SEEN_BITS = 1 << 24
@@ -157,8 +159,9 @@ class _Packer:
             return False
         if total + unit.cost > self._target:
             return True
-        full = total >= _FULL * self._target
-        return full and (self._pending[-1].landmark or (unit.opens and total + unit.rest > self._target))
+        if self._pending[-1].landmark:
+            return total >= (_HALF if unit.opens else _FULL) * self._target
+        return unit.opens and total >= _FULL * self._target and total + unit.rest > self._target
 
     def _flush(self, following: _Unit | None = None) -> Iterator[Chunk]:
         """Give the pending chunk; with a *following* unit, keep its overlap and the headings at its end."""

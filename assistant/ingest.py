@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .chunking import split
 from .errors import DocumentError, DocumentTooLargeError, EmptyDocumentError
 from .loaders import Cancelled, File, Parser, find
+from .memory.plan import CHUNK_BYTES
 from .records import SHARED, Chunk, DocumentInfo, IngestProgress, IngestReport
 from .settings import Settings
 from .units import format_bytes
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .index import Index
 
 BATCH_CHUNKS = 96  # sorted by length within the embedder; more only take RAM
-INDEX_BYTES = 2_700  # of RAM a chunk takes in the index
 _KEPT_BATCH = 500
 _CERTAIN_S = 1.0  # seconds of work before a remaining time is shown
 _HASH_BYTES = 1 << 20
@@ -51,12 +51,13 @@ class Ingestor:
         embedder: Makes the vectors, and counts tokens.
         settings: Limits of files and parsers.
         check: Asked before an ingest with the number of chunks expected; raises when the index would not fit in RAM.
-        admit: Asked before each batch with the bytes it adds; raises or waits when they do not fit.
+        admit: Asked before each batch with the bytes it adds to the index and those its parser has; raises or waits
+            when they do not fit.
     """
 
     def __init__(self, index: Index, embedder: Embedder, *, settings: Settings | None = None,
                  check: Callable[[int], None] | None = None,
-                 admit: Callable[[int], None] | None = None) -> None:  # fmt: skip
+                 admit: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
         self._index = index
         self._embedder = embedder
         self._settings = settings or Settings()
@@ -126,10 +127,11 @@ class _Run:
 
     def __init__(self, index: Index, embedder: Embedder, settings: Settings, owner: str, session_id: str | None,
                  passwords: tuple[str, ...], on_progress: Callable[[IngestProgress], None], cancel: threading.Event,
-                 admit: Callable[[int], None] | None) -> None:  # fmt: skip
+                 admit: Callable[[int, int], None] | None) -> None:  # fmt: skip
         self._index, self._embedder, self._settings = index, embedder, settings
         self._owner, self._session_id, self._passwords = owner, session_id, passwords
         self._on_progress, self._cancel, self._admit = on_progress, cancel, admit
+        self._parser = Parser(timeout_s=settings.parser_timeout_s, max_bytes=settings.parser_max_bytes)
         self._batch: list[tuple[_Work, Chunk]] = []
         self._added: list[str] = []
         self._updated: list[str] = []
@@ -148,12 +150,12 @@ class _Run:
         if check is not None and todo:
             check(sum(file.expected_chunks for file in todo))
         cancelled = False
-        with Parser(timeout_s=self._settings.parser_timeout_s, max_bytes=self._settings.parser_max_bytes) as parser:
+        with self._parser:
             try:
                 for file in todo:
                     if self._cancel.is_set():
                         raise Cancelled
-                    self._take(file, parser)
+                    self._take(file)
                 self._flush()
             except Cancelled:
                 cancelled = True
@@ -197,7 +199,7 @@ class _Run:
     def _limits(self) -> list[float]:
         return [self._settings.parser_timeout_s, self._settings.max_file_bytes, self._settings.parser_max_bytes]
 
-    def _take(self, file: File, parser: Parser) -> None:
+    def _take(self, file: File) -> None:
         """Bring one file into the index, or say why not."""
         self._report(file)
         before = self._document(file)
@@ -215,7 +217,9 @@ class _Run:
         self._index.begin_document(replace(info, chunk_count=len(known)))
         work = _Work(file, info, known, update=before is not None and before.status != "refused")
         try:
-            segments = parser.load(file.path, name=file.shown, passwords=self._passwords, cancelled=self._cancel.is_set)
+            segments = self._parser.load(
+                file.path, name=file.shown, passwords=self._passwords, cancelled=self._cancel.is_set
+            )
             for chunk in split(segments, self._embedder, document_id=info.id):
                 self._add(work, chunk)
             if not work.chunks:
@@ -292,7 +296,7 @@ class _Run:
         if not batch:
             return
         if self._admit is not None:
-            self._admit(len(batch) * INDEX_BYTES)
+            self._admit(len(batch) * CHUNK_BYTES, self._parser.rss)
         vectors = self._embedder.embed([chunk.text for _, chunk in batch], remember=True)
         start = 0
         while start < len(batch):

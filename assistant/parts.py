@@ -178,7 +178,7 @@ class Parts:
         memory.release()
         return max(0, before - memory.rss())
 
-    def admit_batch(self, index_bytes: int) -> None:
+    def admit_batch(self, index_bytes: int, parser_bytes: int) -> None:
         """Let the next batch of an ingest start, when there is room; called before each.
 
         Raises:
@@ -186,7 +186,7 @@ class Parts:
         """
         self.used()  # an ingest of hours is no idleness
         memory.log_rss("a batch of an ingest")
-        self.gate.batch(index_bytes)
+        self.gate.batch(index_bytes, parser_bytes)
 
     def unload(self) -> None:
         """Drop the models from RAM; they come back by memory-mapping when next used."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _PER_FILE = 4  # passages
 _MB = 1_000_000
-_CHUNK_KB = 2.7  # of RAM a chunk takes in the index
+_CHUNK_KB = 2.3  # of RAM a chunk takes in the index
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,7 +114,7 @@ def memory(folder: Path, passages: list[str], data: Path, arm: str, size_mb: int
     report.add(name, f"{size_mb} MB", "peak RSS above start", run["peak_mb"], "MB")
     if arm == "into the index":
         report.add(
-            name, f"{size_mb} MB", "less 2.7 kB a chunk", run["peak_mb"] - run["chunks"] * _CHUNK_KB / 1000, "MB"
+            name, f"{size_mb} MB", "less 2.3 kB a chunk", run["peak_mb"] - run["chunks"] * _CHUNK_KB / 1000, "MB"
         )
         report.add(name, f"{size_mb} MB", "embedded by the model", run["embedded"], "chunks")
     path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def test_the_asynchronous_ways_do_the_same(assistant: Assistant) -> None:
         streamed["answer"] = "".join(piece.get("answer", "") for piece in pieces)
         return [one, streamed, *await assistant.chain.abatch([QUESTION, QUESTION])]
 
-    outputs = asyncio.run(all_of_them())
+    with ThreadPoolExecutor(1) as thread:  # the browser's driver keeps an event loop of its own in this one
+        outputs = thread.submit(asyncio.run, all_of_them()).result()
     assert len({output["session_id"] for output in outputs}) == 4
     for output in outputs:
         assert output["answer"]

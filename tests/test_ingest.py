@@ -18,6 +18,7 @@ from assistant.embedding import Embedder, load_embedder
 from assistant.errors import MemoryBudgetError, StorageFullError
 from assistant.index import Index
 from assistant.ingest import Ingestor
+from assistant.memory.plan import CHUNK_BYTES
 from assistant.models import resolve
 from assistant.records import IngestProgress, Scope
 from assistant.settings import Settings
@@ -208,9 +209,12 @@ def test_it_asks_before_it_takes_memory(index: Index, embedder: Counting, folder
     with pytest.raises(MemoryBudgetError):
         Ingestor(index, embedder, check=refuse).ingest([folder])
     assert index.documents() == []
-    actual = Ingestor(index, embedder, admit=asked.append).ingest([folder]).chunks_embedded
+    admitted: list[tuple[int, int]] = []
+    ingestor = Ingestor(index, embedder, admit=lambda *amounts: admitted.append(amounts))
+    actual = ingestor.ingest([folder]).chunks_embedded
     assert actual / 2 < asked[0] < actual * 3
-    assert sum(asked[1:]) == actual * 2_700
+    assert sum(added for added, _ in admitted) == actual * CHUNK_BYTES
+    assert all(parser > 5 << 20 for _, parser in admitted)  # a process of Python's
 
 
 def test_a_file_its_parser_had_no_room_for_is_tried_again_with_more(

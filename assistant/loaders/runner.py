@@ -21,6 +21,7 @@ from typing import Any
 
 from assistant import errors
 from assistant.errors import DocumentError, ParserLimitError
+from assistant.memory import tree_rss
 from assistant.records import Segment
 
 _MAX_FILES = 200
@@ -60,6 +61,11 @@ class Parser:
     def pid(self) -> int | None:
         """Process id of the child, while there is one."""
         return self._child.pid if self._child else None
+
+    @property
+    def rss(self) -> int:
+        """Resident set of the child and of what it started, in bytes; 0 while there is none."""
+        return tree_rss(self._child.pid) if self._child else 0
 
     def load(self, path: str | Path, *, name: str = "", passwords: Sequence[str] = (),
              cancelled: Callable[[], bool] = lambda: False) -> Iterator[Segment]:  # fmt: skip

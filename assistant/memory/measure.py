@@ -57,12 +57,17 @@ def anonymous_rss() -> int:
         return int(psutil.Process().memory_full_info().uss)
 
 
-def tree_rss() -> int:
-    """Return the RSS of this process and of its children (parsers) together, in bytes."""
-    total = rss()
-    for child in psutil.Process().children(recursive=True):
+def tree_rss(pid: int) -> int:
+    """Return the RSS of a process and of its children together, in bytes; 0 when it is gone."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    total = 0
+    for member in family:
         try:
-            total += int(child.memory_info().rss)
+            total += int(member.memory_info().rss)
         except psutil.Error:  # it ended between listing and reading
             continue
     return total

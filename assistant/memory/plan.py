@@ -27,8 +27,8 @@ MIB = 1 << 20
 WORKING_SHARE = 0.25
 """Of file pages, what a process under pressure from its cgroup keeps using; see docs/memory.md."""
 
-CHUNK_BYTES = 2_700
-"""RSS that Chroma's index takes for one chunk of 384 floats (100,000 chunks: 270 MB)."""
+CHUNK_BYTES = 2_300
+"""RSS that Chroma's index takes for one chunk of 384 floats: 2.0 to 2.1 kB at 50,000 chunks, and a tenth to spare."""
 
 PARSER_BYTES = 64 * MIB
 """RSS of one parser child reading a plain document; it is given what is left, at least this."""
