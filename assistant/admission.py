@@ -20,6 +20,7 @@ from .units import format_bytes
 
 _POLL_S = 0.05
 _ROOM_POLL_S = 0.5
+_SPREAD_BYTES = 12 << 20  # by which the same turn's peak differs between runs; half of the plan's headroom
 _BATCH_BYTES = 16 << 20  # of an ingest's growth, what each batch takes anew: activations, vectors, texts
 
 
@@ -277,7 +278,7 @@ class MemoryGate:
             limits = TurnLimits(int(window_tokens * window), int(recall_tokens * recall),
                                 int(evidence_tokens * evidence))  # fmt: skip
             prompt = fixed_tokens + limits.window_tokens + limits.recall_tokens + limits.evidence_tokens
-            growth = self.plan.turn_growth(prompt, reserve_tokens)
+            growth = self.plan.turn_growth(prompt, reserve_tokens) + _SPREAD_BYTES
             predicted = now + growth
             if predicted > self.plan.budget.bytes and not freed:
                 freed = True

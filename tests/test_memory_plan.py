@@ -187,7 +187,7 @@ def test_a_turn_that_fits_keeps_everything() -> None:
 def test_a_tight_turn_releases_then_shrinks_recall_evidence_window_in_this_order() -> None:
     full = INT8.kv_bytes(1992) + INT8.activations(1736)
     seen = []
-    for spare in range(int(full / MIB) + 8, 10, -3):
+    for spare in range(int(full / MIB) + 20, 10, -3):
         gate, freed = _gate(spare)
         try:
             limits = gate.turn(**WANTED)
