@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -51,6 +51,7 @@ def grown(text: ChatText, tokens: list[int]) -> list[str]:
 
 @QUIET
 @given(ANY_TEXT)
+@example("\U00040000\U00040000\u0a40")  # a whole character after many bytes that are none
 def test_pieces_make_the_whole_text(byte_level: ChatText, sentencepiece_like: ChatText, words: str) -> None:
     for text in (byte_level, sentencepiece_like):
         tokens = text.encode(words)

@@ -24,6 +24,7 @@ from assistant.records import Message
 _BROKEN = "\ufffd"
 _LONGEST_BROKEN = 8
 """Tokens of undecodable text held back before it is given as it is: no character is longer than 4 bytes."""
+_REST_OF_CHARACTER = 3  # tokens at most that may still complete one begun
 
 _PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
@@ -152,20 +153,27 @@ class TextGrowth:
         """Return the text that *token* completes, which may be none."""
         self._tokens.append(token)
         text = self._decode(self._tokens[self._context :])
-        if text.endswith(_BROKEN) and len(self._tokens) - self._given < _LONGEST_BROKEN:
+        if not text.endswith(_BROKEN):
+            return self._give(text, len(self._tokens))
+        waiting = len(self._tokens) - self._given
+        if waiting < _LONGEST_BROKEN:
             return ""
-        return self._give(text)
+        for back in range(_REST_OF_CHARACTER, waiting):  # what stays broken however many tokens follow
+            settled = self._decode(self._tokens[self._context : -back])
+            if text.startswith(settled):
+                return self._give(settled, len(self._tokens) - back)
+        return self._give(text, len(self._tokens))
 
     def rest(self) -> str:
         """Return what still waits, once no token follows."""
-        return self._give(self._decode(self._tokens[self._context :]))
+        return self._give(self._decode(self._tokens[self._context :]), len(self._tokens))
 
-    def _give(self, text: str) -> str:
+    def _give(self, text: str, end: int) -> str:
         piece = text[len(self._given_text) :]
         if piece:
             self._context = self._given
-            self._given = len(self._tokens)
-            self._given_text = self._decode(self._tokens[self._context :])
+            self._given = end
+            self._given_text = self._decode(self._tokens[self._context : end])
         return piece
 
 
