@@ -220,6 +220,7 @@ class Parts:
                     raise RuntimeError("this Assistant is closed; make a new one")
                 started = time.monotonic()
                 self._made[name] = _MAKERS[name](self)
+                memory.trim()
                 logger.info("%s ready after %.2f s", name, time.monotonic() - started)
                 memory.log_rss(f"loading {name}")
             return self._made[name]

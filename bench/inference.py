@@ -14,10 +14,13 @@ import math
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from assistant import memory
+from assistant.settings import Settings
 from bench.report import Report, arguments, require_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,30 +117,37 @@ def follow_ups(args: argparse.Namespace, report: Report, arms: dict[str, Arm], p
 
 
 def lookups(args: argparse.Namespace, report: Report, arms: dict[str, Arm]) -> None:
-    """Time writing on real questions with their paragraphs, with drafts from the prompt and without."""
+    """Time writing on real questions with their paragraphs, with drafts from the prompt and without.
+
+    Once as llama.cpp writes, and once as the chain does, which lifts the tokens of the prompt (``prompt_bias``).
+    """
+    bias = Settings().prompt_bias
     totals: dict[str, list[tuple[int, float, float]]] = {}
-    accepted = steps = drafted = different = 0
+    counted = {label: Counter[str]() for label in ("thimble", "thimble, prompt_bias")}
     peers = [arm for arm in arms if arm != "thimble bf16"]
     for question, _, paragraphs in questions(args.data, args.questions):
         messages = evidence(paragraphs, question)
         for arm in peers:
-            run = arms[arm].ask("turn", messages=messages, new=64, lookup=False)
-            label = "thimble, no lookup" if arm == "thimble" else arm
-            totals.setdefault(label, []).append((run["new"] - 1, run["write_s"], run["write_cpu"]))
-            if arm == "thimble":
-                fast = arms[arm].ask("turn", messages=messages, new=64)
-                totals.setdefault("thimble", []).append((fast["new"] - 1, fast["write_s"], fast["write_cpu"]))
-                accepted, drafted = accepted + fast["accepted"], drafted + fast["drafted"]
-                steps += fast["steps"]
-                different += fast["text"] != run["text"]
+            if arm != "thimble":
+                run = arms[arm].ask("turn", messages=messages, new=64)
+                totals.setdefault(arm, []).append((run["new"] - 1, run["write_s"], run["write_cpu"]))
+                continue
+            for label, lift in (("thimble", 0.0), ("thimble, prompt_bias", bias)):
+                slow = arms[arm].ask("turn", messages=messages, new=64, lookup=False, bias=lift)
+                fast = arms[arm].ask("turn", messages=messages, new=64, bias=lift)
+                for name, run in ((f"{label}, no lookup", slow), (label, fast)):
+                    totals.setdefault(name, []).append((run["new"] - 1, run["write_s"], run["write_cpu"]))
+                counted[label].update({key: fast[key] for key in ("accepted", "drafted", "steps")})
+                counted[label]["different"] += fast["text"] != slow["text"]
     name = f"answers to {args.questions} questions of XQuAD"
     for arm, runs in totals.items():
         new, seconds, cpu = (sum(column) for column in zip(*runs, strict=True))
         report.add(name, arm, "write", new / seconds, "tok/s")
         report.add(name, arm, "CPU time a token", 1000 * cpu / new, "ms")
-    report.add(name, "thimble", "drafts right", 100 * accepted / max(1, drafted), "%")
-    report.add(name, "thimble", "tokens a step", 1 + accepted / max(1, steps))
-    report.add(name, "thimble", "answers changed by lookup", different)
+    for arm, count in counted.items():
+        report.add(name, arm, "drafts right", 100 * count["accepted"] / max(1, count["drafted"]), "%")
+        report.add(name, arm, "tokens a step", 1 + count["accepted"] / max(1, count["steps"]))
+        report.add(name, arm, "answers changed by lookup", count["different"])
 
 
 def quality(args: argparse.Namespace, report: Report) -> None:
@@ -208,20 +218,23 @@ Contender = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
 def thimble(dtype: str, models: Path, threads: int) -> Contender:
-    """Run our own model."""
+    """Run our own model, in a process set up as the assistant sets up its own."""
+    memory.set_up_process()
     from assistant.inference import Sampling
     from assistant.inference.local import LocalChatModel
     from assistant.worker import TorchWorker
 
     worker = TorchWorker(threads)
     model = LocalChatModel(models / MODEL, worker, dtype=dtype, prefix_cache_bytes=64 << 20)
+    memory.trim()
 
     def do(task: str, request: dict[str, Any]) -> dict[str, Any]:
         if task == "perplexity":
             return {"perplexity": worker.run(perplexity, model, request["texts"])}
         if not request.get("keep"):
             model.release_caches()
-        sampling = Sampling(max_new_tokens=request["new"], speculation=request.get("lookup", True))
+        sampling = Sampling(max_new_tokens=request["new"], speculation=request.get("lookup", True),
+                            prompt_bias=request.get("bias", 0.0))  # fmt: skip
         generation = model.start(request["messages"], sampling, session_id=request.get("session"))
         began = time.process_time()
         text = next(generation, "")

@@ -14,6 +14,7 @@ from .measure import (
     set_up_process,
     settle,
     tree_rss,
+    trim,
 )
 from .needs import ModelNeeds, read_needs
 from .plan import MemoryPlan, MemoryReport, Part, choose, report
@@ -43,4 +44,5 @@ __all__ = [
     "set_up_process",
     "settle",
     "tree_rss",
+    "trim",
 ]

@@ -30,7 +30,9 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _SAMPLE_S = 0.01
 _RESET_SLACK_BYTES = 4 << 20
 
-_MMAP_THRESHOLD_BYTES = 1 << 20
+_MMAP_THRESHOLD_BYTES = 4 << 20
+"""Above the blocks that reading a prompt takes and frees in each layer: with 1 MiB their pages were mapped anew each
+time, 170,000 faults for 1,500 tokens instead of 24,000."""
 _ONEDNN_SHAPES = 16
 """Two prompts' worth of products: the shapes of one are needed again in each layer."""
 
@@ -162,10 +164,15 @@ def release() -> int:
     torch: Any = sys.modules.get("torch")  # never imported for this
     if torch is not None and getattr(torch, "cuda", None) is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    trim = _libc_function("malloc_trim")
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
+    trim()
     return max(0, before - rss())
+
+
+def trim() -> None:
+    """Return free pages of the heap to the system, where libc can: what loading a model leaves is 15 to 40 MiB."""
+    give = _libc_function("malloc_trim")
+    if give is not None:
+        give(ctypes.c_size_t(0))
 
 
 def cap_arenas(arenas: int = 2) -> bool:
