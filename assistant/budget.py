@@ -56,7 +56,12 @@ def share(context_tokens: int, wanted: int, part: float) -> int:
 
 
 def readable(turn: Turn) -> bool:
-    """Return whether a turn may stand in a prompt: it has an answer, whole or in part, and did not fail."""
+    """Return whether a turn may stand in a prompt: it has an answer, whole or in part, and did not fail.
+
+    That the documents don't say is no answer: a small model that sees it before takes it for the way to reply.
+    """
+    if turn.details.get("declined"):
+        return False
     return turn.status in ("done", "stopped", "interrupted") and bool(turn.answer.strip())
 
 

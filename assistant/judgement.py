@@ -13,8 +13,8 @@ from .records import Quote, SearchResult
 from .words import stems
 
 NAMES = ("quote", "cosine", "covered", "number")
-_WEIGHTS = (7.14, 4.98, 1.04, 0.81)
-_BIAS = -8.05
+_WEIGHTS = (7.21, 4.96, 1.09, 0.77)
+_BIAS = -8.03
 _COUNTS = re.compile(
     r"\b(when|how (?:many|much|long|old|far|often|tall|big|large|high|fast|deep|wide)"
     r"|(?:what|which) (?:year|date|time|percentage|number|age))\b", re.IGNORECASE

@@ -142,7 +142,7 @@ class Recall:
         found = []
         for slot in best:
             turn = texts.get(int(line.turn_ids[slot // 2]))
-            if turn is None or turn.status == "running":
+            if turn is None or turn.status == "running" or (slot % 2 and turn.details.get("declined")):
                 continue
             hit = Found(turn, int(slot % 2), 0.0)
             if hit.text.strip():

@@ -373,6 +373,7 @@ class Answer:
     sources: tuple[str, ...] = ()
     searched: tuple[SearchedQuery, ...] = ()
     answerable: float = 0.0
+    declined: bool = False
     marks: tuple[Mark, ...] = ()
     tokens: TokenReceipt | None = None
     memory: MemoryReceipt | None = None

@@ -87,7 +87,7 @@ class Settings:
         maximum=20,
     )
     recall_across_sessions: bool = _setting(False, "Recall turns from the user's other sessions too.")
-    answer_threshold: float = _setting(0.5, "Below this chance that the documents answer, the reply says so.",
+    answer_threshold: float = _setting(0.35, "Below this chance that the documents answer, the reply says so.",
                                        minimum=0, maximum=1)  # fmt: skip
 
     # Sampling

@@ -86,6 +86,7 @@ class _State:
     quotes: tuple[Quote, ...] = ()
     recalled: tuple[Quote, ...] = ()
     answerable: float = 0.0
+    declined: bool = False
     fitted: Fitted | None = None
     stats: GenerationStats | None = None
     text: str = ""
@@ -301,9 +302,11 @@ class TurnRunner:
         """Reply with what was found, word for word, or say that nothing was."""
         prompts = self._parts.prompts
         if not state.shown:
+            state.declined = True
             return prompts.nothing
         if self._worth_asking(state):
             return "\n\n".join(f"{quote.text} [{quote.number}]" for quote in state.shown)
+        state.declined = True
         closest = state.quotes[0]
         return fill(prompts.no_answer, closest=f"“{' '.join(closest.text.split())}” [{closest.number}]")
 
@@ -324,7 +327,8 @@ class TurnRunner:
         answer = Answer(
             text=state.text, session_id=state.turn.session_id, turn_id=state.turn.id, status=status,
             quotes=state.shown, sources=tuple(dict.fromkeys(quote.name for quote in state.shown)),
-            searched=state.found.queries, answerable=state.answerable, marks=state.marks, tokens=tokens, memory=receipt,
+            searched=state.found.queries, answerable=state.answerable, declined=state.declined, marks=state.marks,
+            tokens=tokens, memory=receipt,
             time=TimeReceipt(state.queued_s, state.quotes_s, state.first_token_s, total, rate),
             notices=tuple(state.notices) + tuple(self._parts.history.notices(state.request.user)),
         )  # fmt: skip

@@ -114,6 +114,14 @@ def test_failed_and_empty_turns_stay_out(model: Model, prompts: Prompts) -> None
     assert fitted.receipt.window_turns == (1, 4)
 
 
+def test_a_declined_turn_stays_out_lest_the_model_takes_it_for_the_way_to_reply(model: Model, prompts: Prompts) -> None:
+    declined = replace(turn(2, "q2", "The documents don't seem to say."), details={"declined": True})
+    answered = replace(turn(1, "q1", "yes"), details={"declined": False})
+    fitted = fit(prompts.system, [declined, answered], (), (), "Now?", context_tokens=2048, reserve_tokens=9,
+                 model=model, render=prompts.user_message)  # fmt: skip
+    assert fitted.receipt.window_turns == (1,)
+
+
 def test_what_is_in_the_window_is_not_recalled_again(model: Model, prompts: Prompts) -> None:
     fitted = fit(
         prompts.system, [turn(7, "My cat is Tom.", "Nice.")],

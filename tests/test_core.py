@@ -90,6 +90,12 @@ def test_what_no_document_says_is_said_to_be_unsaid(assistant: Assistant) -> Non
     assert answer.answerable < assistant.settings.answer_threshold
     assert answer.text.startswith("The documents don't seem to say")
     assert answer.tokens is None
+    assert answer.declined
+    again = assistant.ask("How many days of paid holiday are there?", session_id=answer.session_id)
+    assert not again.declined
+    assert again.tokens is not None
+    assert answer.turn_id not in again.tokens.window_turns
+    assert "don't seem to say" not in again.text
 
 
 def test_events_come_in_order_and_the_pieces_are_the_answer(assistant: Assistant) -> None:

@@ -138,3 +138,5 @@ def test_the_prompt_bias_lifts_each_token_as_often_as_it_stands_in_the_prompt() 
     assert not picker.plain
     assert [picker.pick(logits.clone()) for _ in range(4)] == [1, 2, 2, 0]
     assert Picker(Sampling(), [1, 2, 2], 4).pick(logits.clone()) == 0
+    picker = Picker(Sampling(prompt_bias=1.2), [1, 2, 2, 3], 4, [3])
+    assert [picker.pick(logits.clone()) for _ in range(2)] == [3, 0]

@@ -65,6 +65,7 @@ class Decoding:
         prompt: list[int],
         sampling: Sampling,
         *,
+        near: list[int],
         most_tokens: int,
         stop: threading.Event,
         lease: Callable[[], tuple[Any, int]],
@@ -73,6 +74,7 @@ class Decoding:
         self._engine = engine
         self._text = text
         self._prompt = prompt
+        self._near = near
         self._sampling = sampling
         self._most = most_tokens
         self._stop = stop
@@ -127,7 +129,7 @@ class Decoding:
 
     def _tokens(self, cache: Any, logits: torch.Tensor) -> Iterator[list[int]]:
         """Give the tokens of the answer as they are certain, one or several at a time."""
-        picker = Picker(self._sampling, self._prompt, logits.shape[-1])
+        picker = Picker(self._sampling, self._prompt, logits.shape[-1], self._near)
         limit = self._engine.max_step if self._sampling.speculation else 1
         lookup = PromptLookup(self._prompt) if limit > 1 else None
         left, width = self._most, min(limit, _NARROW)

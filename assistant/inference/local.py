@@ -112,6 +112,9 @@ class LocalChatModel:
                 over_tokens=1 - room,
             )
         most = min(sampling.max_new_tokens, room)
+        # Lifting the words of earlier turns would have their answers said again.
+        heads = [message for message in messages[:-1] if message["role"] == "system"]
+        near = prompt if len(heads) == len(messages) - 1 else self._text.prompt([*heads, messages[-1]])
 
         def make() -> Decoding:
             engine = self._load()
@@ -120,6 +123,7 @@ class LocalChatModel:
                 self._text,
                 prompt,
                 sampling,
+                near=near,
                 most_tokens=most,
                 stop=stop or threading.Event(),
                 lease=lambda: self._lease(engine, prompt, len(prompt) + most, session_id),

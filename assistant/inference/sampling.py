@@ -17,11 +17,12 @@ class Picker:
 
     Args:
         sampling: How.
-        prompt: The prompt's tokens, which the repetition penalty counts as said and the bias makes likelier.
+        prompt: The prompt's tokens, which the repetition penalty counts as said.
         vocab: Size of a row of logits.
+        near: The tokens of the prompt that the bias makes likelier; all by default.
     """
 
-    def __init__(self, sampling: Sampling, prompt: list[int], vocab: int) -> None:
+    def __init__(self, sampling: Sampling, prompt: list[int], vocab: int, near: list[int] | None = None) -> None:
         self._sampling = sampling
         self._greedy = sampling.temperature <= 0 or sampling.top_k == 1
         self._random = torch.Generator().manual_seed(sampling.seed)
@@ -31,9 +32,9 @@ class Picker:
             self._said[torch.tensor(prompt)] = True
         self._bias: torch.Tensor | None = None
         if sampling.prompt_bias:
-            self._left = Counter(prompt)
+            self._left = Counter(prompt if near is None else near)
             self._bias = torch.zeros(vocab)
-            self._bias[torch.tensor(prompt)] = sampling.prompt_bias
+            self._bias[torch.tensor([*self._left])] = sampling.prompt_bias
 
     @property
     def plain(self) -> bool:

@@ -25,7 +25,8 @@ class Sampling:
         top_p: Sample from the smallest set of tokens that has this probability.
         top_k: Sample from this many likeliest tokens; 0 is all.
         repetition_penalty: Above 1, tokens of the prompt and of the answer become less likely (CTRL, Keskar 2019).
-        prompt_bias: Added to the logits of tokens that stand in the prompt: above 0, the answer keeps to its words.
+        prompt_bias: Added to the logits of tokens that stand in the prompt, earlier turns aside: above 0, the answer
+            keeps to its words.
         seed: The same seed, prompt and settings give the same answer.
         speculation: Propose continuations found in the prompt; changes the speed only.
     """
