@@ -24,6 +24,9 @@ LISTED_LEFT_OUT = 20
 Render = Callable[[str, Sequence[Quote], Sequence[Quote]], str]
 """Makes the user's message of (question, quotes, recalled turns)."""
 
+Earlier = Callable[[Sequence[str]], str]
+"""Writes the questions of earlier turns, oldest first, for the head of the user's message."""
+
 
 class Counter(Protocol):
     """What counts: the chat model."""
@@ -68,7 +71,7 @@ def readable(turn: Turn) -> bool:
 def fit(system: str, window: Iterable[Turn], recalled: Sequence[Quote], evidence: Sequence[Quote], question: str, *,
         context_tokens: int, reserve_tokens: int, model: Counter, render: Render, window_tokens: int = 0,
         recall_tokens: int = 0, evidence_tokens: int = 0, total_turns: int | None = None,
-        estimated: bool = False) -> Fitted:  # fmt: skip
+        estimated: bool = False, earlier: Earlier | None = None) -> Fitted:  # fmt: skip
     """Choose what the model reads this turn so that prompt and answer fit its context.
 
     When room is short the question comes first, then evidence, then the window, then recalled turns.
@@ -88,6 +91,8 @@ def fit(system: str, window: Iterable[Turn], recalled: Sequence[Quote], evidence
         evidence_tokens: Most tokens of evidence; 0 is three eighths of the context.
         total_turns: Turns there are, so that those left out can be counted without reading them.
         estimated: Whether *model* only estimates.
+        earlier: Writes the questions of the window at the head of the last message, and their answers stay out; by
+            default the window is given as turns.
 
     Returns:
         The messages and a receipt whose parts add up to the length of the prompt, to the token.
@@ -95,7 +100,7 @@ def fit(system: str, window: Iterable[Turn], recalled: Sequence[Quote], evidence
     Raises:
         ContextOverflowError: The question alone does not fit.
     """
-    fitting = _Fitting(system, question, model, render, context_tokens - reserve_tokens)
+    fitting = _Fitting(system, question, model, render, context_tokens - reserve_tokens, earlier)
     fitting.require_question(context_tokens, reserve_tokens)
     fitting.caps = {
         "evidence": share(context_tokens, evidence_tokens, 3 / 8),
@@ -119,9 +124,10 @@ def fit(system: str, window: Iterable[Turn], recalled: Sequence[Quote], evidence
                   tuple(fitting.evidence))  # fmt: skip
 
 
-def fit_window(window: Iterable[Turn], *, context_tokens: int, model: Counter, window_tokens: int = 0) -> list[Turn]:
+def fit_window(window: Iterable[Turn], *, context_tokens: int, model: Counter, window_tokens: int = 0,
+               earlier: Earlier | None = None) -> list[Turn]:  # fmt: skip
     """Return the turns that the window alone would hold, oldest first: those that recall need not look for."""
-    fitting = _Fitting("", "", model, lambda question, _quotes, _recalled: question, context_tokens)
+    fitting = _Fitting("", "", model, lambda question, _quotes, _recalled: question, context_tokens, earlier)
     fitting.caps = {"window": share(context_tokens, window_tokens, 1 / 4)}
     fitting.add_window(window)
     return fitting.window
@@ -130,8 +136,10 @@ def fit_window(window: Iterable[Turn], *, context_tokens: int, model: Counter, w
 class _Fitting:
     """The choice as it grows."""
 
-    def __init__(self, system: str, question: str, model: Counter, render: Render, room: int) -> None:
+    def __init__(self, system: str, question: str, model: Counter, render: Render, room: int,
+                 earlier: Earlier | None) -> None:  # fmt: skip
         self.system, self.question, self.model, self.render, self.room = system, question, model, render, room
+        self.earlier = earlier
         self.caps: dict[str, int] = {}
         self.window: list[Turn] = []
         self.recalled: list[Quote] = []
@@ -140,7 +148,7 @@ class _Fitting:
 
     def messages(self) -> list[Message]:
         last = self.render(self.question, self.evidence, self.recalled)
-        return _messages(self.system, self.window, last)
+        return self._messages(self.system, self.window, last)
 
     def count(self) -> int:
         return self.model.count_prompt(self.messages())
@@ -149,7 +157,7 @@ class _Fitting:
         over = self.count() - self.room
         if over <= 0:
             return
-        empty = self.model.count_prompt(_messages(self.system, (), self.render("", (), ())))
+        empty = self.model.count_prompt(self._messages(self.system, (), self.render("", (), ())))
         if empty >= self.room:
             raise ContextOverflowError(
                 f"A context of {context_tokens} tokens has no room for a question: the system prompt takes {empty} and "
@@ -174,11 +182,11 @@ class _Fitting:
 
     def add_window(self, window: Iterable[Turn]) -> list[int]:
         """Take turns, newest first, up to the first that does not fit; return ids of turns left out."""
-        bare = self.model.count_prompt(_messages(self.system, (), ""))
+        bare = self.model.count_prompt(self._messages(self.system, (), ""))
         room, used = min(self.caps["window"], self.room - self.count()), 0
         turns = (turn for turn in window if readable(turn))
         for turn in turns:
-            used += self.model.count_prompt(_messages(self.system, (turn,), "")) - bare
+            used += self.model.count_prompt(self._messages(self.system, (turn,), "")) - bare
             if used > room:
                 rest = islice(turns, LISTED_LEFT_OUT - 1)
                 return [turn.id, *(other.id for other in rest)]
@@ -215,11 +223,11 @@ class _Fitting:
 
     def _parts(self) -> dict[str, int]:
         steps = {
-            "template": _messages("", (), ""),
-            "system": _messages(self.system, (), ""),
-            "window": _messages(self.system, self.window, ""),
-            "recalled": _messages(self.system, self.window, self._said("", (), self.recalled)),
-            "evidence": _messages(self.system, self.window, self._said("", self.evidence, self.recalled)),
+            "template": self._messages("", (), ""),
+            "system": self._messages(self.system, (), ""),
+            "window": self._messages(self.system, self.window, ""),
+            "recalled": self._messages(self.system, self.window, self._said("", (), self.recalled)),
+            "evidence": self._messages(self.system, self.window, self._said("", self.evidence, self.recalled)),
             "question": self.messages(),
         }
         parts, last, messages_before, total = {}, "", None, 0
@@ -234,11 +242,13 @@ class _Fitting:
     def _said(self, question: str, quotes: Sequence[Quote], recalled: Sequence[Quote]) -> str:
         return self.render(question, quotes, recalled) if quotes or recalled else ""
 
-
-def _messages(system: str, window: Iterable[Turn], last: str) -> list[Message]:
-    messages: list[Message] = [{"role": "system", "content": system}]
-    for turn in window:
-        messages.append({"role": "user", "content": turn.question})
-        messages.append({"role": "assistant", "content": turn.answer})
-    messages.append({"role": "user", "content": last})
-    return messages
+    def _messages(self, system: str, window: Sequence[Turn], last: str) -> list[Message]:
+        messages: list[Message] = [{"role": "system", "content": system}]
+        if self.earlier is not None:
+            last = self.earlier([turn.question for turn in window]) + last if window else last
+        else:
+            for turn in window:
+                messages.append({"role": "user", "content": turn.question})
+                messages.append({"role": "assistant", "content": turn.answer})
+        messages.append({"role": "user", "content": last})
+        return messages

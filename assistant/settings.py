@@ -72,6 +72,11 @@ class Settings:
     window_tokens: int = _setting(
         0, "Most tokens of earlier turns in the prompt; 0 is a quarter of the context.", minimum=0
     )
+    window_style: str = _setting(
+        "auto", "Earlier turns in the prompt: `turns` are whole, `questions` leave answers out; `auto` is `questions` "
+        "for a model in this process of less than a billion parameters, which would say its old answers again.",
+        choices=("auto", "turns", "questions"),
+    )  # fmt: skip
     recall_tokens: int = _setting(0, "Most tokens of recalled old turns; 0 is an eighth of the context.", minimum=0)
     evidence_tokens: int = _setting(
         0, "Most tokens of quotes in the prompt; 0 is three eighths of the context.", minimum=0

@@ -224,7 +224,7 @@ class TurnRunner:
             render=parts.prompts.user_message, window_tokens=max(1, limits.window_tokens),
             recall_tokens=max(1, limits.recall_tokens), evidence_tokens=max(1, limits.evidence_tokens),
             total_turns=parts.history.session(state.turn.session_id, state.request.user).length - 1,
-            estimated=model.estimated,
+            estimated=model.estimated, earlier=parts.earlier,
         )  # fmt: skip
         return state.fitted
 
@@ -280,7 +280,11 @@ class TurnRunner:
         context = model.context_tokens if model is not None else 2048
         if model is not None:
             visible = budget.fit_window(
-                self._earlier(state), context_tokens=context, model=model, window_tokens=parts.settings.window_tokens
+                self._earlier(state),
+                context_tokens=context,
+                model=model,
+                window_tokens=parts.settings.window_tokens,
+                earlier=parts.earlier,
             )
         else:
             visible = []
