@@ -112,8 +112,9 @@ class LocalChatModel:
                 over_tokens=1 - room,
             )
         most = min(sampling.max_new_tokens, room)
-        # Lifting the words of earlier turns would have their answers said again, those of the system prompt that one.
-        near = [*self._text.encode(messages[-1]["content"]), *self._text.end_ids]
+        # Lifting the words of earlier turns would have their answers said again.
+        heads = [message for message in messages[:-1] if message["role"] == "system"]
+        near = prompt if len(heads) == len(messages) - 1 else self._text.prompt([*heads, messages[-1]])
 
         def make() -> Decoding:
             engine = self._load()
