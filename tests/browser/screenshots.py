@@ -34,8 +34,8 @@ def main(folder: Path) -> None:
 
 
 def _conversation(page: Page) -> None:
-    ask(page, "How long is the notice period?")
-    ask(page, "And for managers?")
+    ask(page, "May I work from home?")
+    ask(page, "How much does the company pay for it?")
     page.locator(".turn").last.locator(".quote").first.click()
     page.locator("#source mark").wait_for()
     page.mouse.move(700, 500)
