@@ -114,6 +114,21 @@ def test_failed_and_empty_turns_stay_out(model: Model, prompts: Prompts) -> None
     assert fitted.receipt.window_turns == (1, 4)
 
 
+def test_a_window_of_questions_stands_at_the_head_of_the_last_message(model: Model, prompts: Prompts) -> None:
+    window = [turn(2, "And managers?", "three months"), turn(1, "How long is notice?", "six weeks")]
+    fitted = fit(prompts.system, window, (), [quote(1, "Notice is in writing.")], "Now?", context_tokens=2048,
+                 reserve_tokens=9, model=model, render=prompts.user_message,
+                 earlier=prompts.earlier_questions)  # fmt: skip
+    assert [message["role"] for message in fitted.messages] == ["system", "user"]
+    last = fitted.messages[-1]["content"]
+    assert last.startswith("Asked before: How long is notice? And managers?\n")
+    assert "months" not in last
+    assert "weeks" not in last
+    assert fitted.receipt.window_turns == (1, 2)
+    assert fitted.receipt.window > 0
+    assert fitted.receipt.prompt == model.count_prompt(fitted.messages)
+
+
 def test_a_declined_turn_stays_out_lest_the_model_takes_it_for_the_way_to_reply(model: Model, prompts: Prompts) -> None:
     declined = replace(turn(2, "q2", "The documents don't seem to say."), details={"declined": True})
     answered = replace(turn(1, "q1", "yes"), details={"declined": False})

@@ -98,6 +98,16 @@ def test_what_no_document_says_is_said_to_be_unsaid(assistant: Assistant) -> Non
     assert "don't seem to say" not in again.text
 
 
+@pytest.mark.parametrize(("style", "turns"), [("auto", False), ("questions", False), ("turns", True)])
+def test_a_small_model_is_given_questions_unless_told_otherwise(
+    style: str, turns: bool, tmp_path: Path, packaged_models: Path
+) -> None:
+    settings = Settings(models_dir=packaged_models, store_dir=tmp_path / "s", history_dir=tmp_path / "h",
+                        window_style=style)  # fmt: skip
+    with Assistant(settings) as assistant:
+        assert (assistant.parts.earlier is None) == turns
+
+
 def test_events_come_in_order_and_the_pieces_are_the_answer(assistant: Assistant) -> None:
     events = list(assistant.stream("How long is the trial period?"))
     kinds = [type(event) for event in events]
