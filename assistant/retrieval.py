@@ -46,8 +46,8 @@ find the same chunks for a whole question, and for "And for managers?" they seld
 that stands alone. ``_ALONE`` is the share that full agreement in the first ``_AGREE_DEPTH`` takes."""
 _RECENT_TURNS = 3
 _EARLIER = 0.4  # what a word that only earlier turns had weighs in a quote
-_QUESTIONS = 500  # questions whose vector is kept, 1.5 kB each
-_REMEMBERED = 20_000  # words whose frequency is kept
+_QUESTIONS = 128  # questions whose vector is kept, 1.5 kB each
+_REMEMBERED = 5_000  # words whose frequency is kept
 _LONGEST_QUERY = 1_000  # characters of earlier turns in one query
 _MOST_TERMS = 24  # words of one query that are looked at, the last ones
 _RAREST = 6

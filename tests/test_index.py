@@ -262,12 +262,20 @@ def test_an_index_of_the_first_format_is_brought_up_to_date(tmp_path: Path) -> N
         (chunk,) = fill(index, "a.txt", ["one apple"])
     with sqlite3.connect(folder / "index.sqlite3") as connection:
         connection.execute("ALTER TABLE chunks DROP COLUMN places")
+        connection.execute("DROP TRIGGER chunk_counted")
+        connection.execute("DROP TRIGGER chunk_discounted")
+        connection.execute("ALTER TABLE documents DROP COLUMN chunks")
         connection.execute("PRAGMA user_version = 1")
     connection.close()
     for _ in range(2):
         with opened(folder) as index:
             assert index.chunks([chunk.id]) == [chunk]
+            assert [info.chunk_count for info in index.documents()] == [1]
             assert index.check().healthy
+    with opened(folder) as index:
+        fill(index, "b.txt", ["two pears", "three plums"])
+        index.drop_chunks("b.txt", ["b.txt-0-two pears"])
+        assert sorted((info.name, info.chunk_count) for info in index.documents()) == [("a.txt", 1), ("b.txt", 1)]
 
 
 def test_another_embedder_is_refused(tmp_path: Path) -> None:

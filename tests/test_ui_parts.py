@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +22,7 @@ from assistant.errors import BusyError, InferenceError, ServerError, SettingsErr
 from assistant.records import Event, Quote, Retrieved, Token
 from assistant.settings import Settings
 from assistant.ui import launch, views
+from assistant.ui.channels import UNREAD
 from assistant.ui.ingests import safe_parts
 from assistant.ui.runs import Run, Runs
 from assistant.ui.server import GUEST, access_for, check_port
@@ -262,3 +266,13 @@ def test_download_names_hold_no_header() -> None:
     assert "\r" not in named
     assert "\n" not in named
     assert named.startswith('attachment; filename="Notice period')
+
+
+def test_gradio_keeps_nothing_of_calls_that_are_over() -> None:
+    run = subprocess.run([sys.executable, ROOT / "tests" / "gradio_calls.py"], capture_output=True, text=True,
+                         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120, check=False)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    kept = json.loads(run.stdout)
+    assert kept["answered"] == [True] * 22
+    assert max(kept["after_reading"]) <= 2
+    assert max(kept["after_many_unread"]) <= UNREAD + 2

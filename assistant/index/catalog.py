@@ -18,16 +18,24 @@ from assistant.errors import IndexStoreError
 from assistant.records import Chunk, DocumentInfo, Scope
 
 DatabaseError = sqlite3.DatabaseError
-VERSION = 2
+VERSION = 3
 _BUSY_S = 30.0
 _VARIABLES = 500  # parameters of one statement; SQLite allows 999 in its oldest builds
+
+_COUNTING = (
+    "CREATE TRIGGER IF NOT EXISTS chunk_counted AFTER INSERT ON chunks BEGIN "
+    "UPDATE documents SET chunks = chunks + 1 WHERE number = new.document; END;",
+    "CREATE TRIGGER IF NOT EXISTS chunk_discounted AFTER DELETE ON chunks BEGIN "
+    "UPDATE documents SET chunks = chunks - 1 WHERE number = old.document; END;",
+)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS documents(
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, source TEXT NOT NULL, name TEXT NOT NULL,
     status TEXT NOT NULL, content_hash TEXT NOT NULL, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-    added_at REAL NOT NULL, reason TEXT NOT NULL, owner TEXT NOT NULL, session_id TEXT, metadata TEXT NOT NULL);
+    added_at REAL NOT NULL, reason TEXT NOT NULL, owner TEXT NOT NULL, session_id TEXT, metadata TEXT NOT NULL,
+    chunks INTEGER NOT NULL DEFAULT 0);                 -- how many it has, by _COUNTING
 CREATE TABLE IF NOT EXISTS chunks(
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
     document INTEGER NOT NULL REFERENCES documents(number) ON DELETE CASCADE,
@@ -55,19 +63,23 @@ _CHUNK = (
 )
 _DOCUMENT = (
     "id, source, name, status, content_hash, size_bytes, mtime_ns, "
-    "(SELECT count(*) FROM chunks WHERE document = documents.number), added_at, reason, owner, session_id, metadata "
-    "FROM documents"
+    "chunks, added_at, reason, owner, session_id, metadata FROM documents"
 )
 
 
 class Catalog:
-    """The SQLite file. One connection reads, one writes, each behind a lock, so any thread may call."""
+    """The SQLite file. One connection writes, one searches words and one reads the rest, so any thread may call.
+
+    Each is behind a lock. A search for words takes milliseconds, and nothing else need wait for it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._write = self._connect()
-        self._read = self._connect()
+        self._write = self._connect(8)
+        self._words = self._connect(8)
+        self._read = self._connect(2)
         self._writing = threading.RLock()
+        self._searching = threading.RLock()
         self._reading = threading.RLock()
         version = self._write.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
@@ -75,36 +87,45 @@ class Catalog:
                 f"The index in {path.parent} was written by a newer version (format {version}, this one knows "
                 f"{VERSION}). Update, or set another store_dir."
             )
-        if version == 1:
+        if 0 < version < VERSION:
             self._upgrade()
         elif version < VERSION:
-            self._write.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+            self._write.executescript(
+                f"BEGIN IMMEDIATE; {_SCHEMA} {' '.join(_COUNTING)} PRAGMA user_version = {VERSION}; COMMIT;"
+            )
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, cache_mib: int) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON", "cache_size = -8192",
-                       "journal_size_limit = 16777216"):  # fmt: skip
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON",
+                       f"cache_size = -{cache_mib * 1024}", "journal_size_limit = 16777216"):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
     def _upgrade(self) -> None:
-        """Bring an index of the first format up to date; its chunks keep the places that they have."""
+        """Bring an index of an earlier format up to date; its chunks keep the places that they have."""
         with self.transaction() as connection:
-            if connection.execute("PRAGMA user_version").fetchone()[0] == 1:  # no other process was first
+            version = connection.execute("PRAGMA user_version").fetchone()[0]  # another process may have been first
+            if version == 1:
                 connection.execute("ALTER TABLE chunks ADD COLUMN places TEXT NOT NULL DEFAULT ''")
+            if version < 3:
+                connection.execute("ALTER TABLE documents ADD COLUMN chunks INTEGER NOT NULL DEFAULT 0")
+                connection.execute("UPDATE documents SET chunks = "
+                                   "(SELECT count(*) FROM chunks WHERE document = documents.number)")  # fmt: skip
+                for statement in _COUNTING:
+                    connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {VERSION}")
 
     def vacuum(self) -> None:
         """Give free pages back to the file system."""
-        with self._reading, self._writing:
+        with self._reading, self._searching, self._writing:
             self._write.execute("VACUUM")
             self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
-        """Close both connections."""
-        with self._reading, self._writing:
-            self._read.close()
-            self._write.close()
+        """Close the connections."""
+        with self._reading, self._searching, self._writing:
+            for connection in (self._read, self._words, self._write):
+                connection.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -209,12 +230,16 @@ class Catalog:
                 "SELECT c.id, -w.rank FROM (SELECT rowid, rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?) w "
                 "JOIN chunks c ON c.number = w.rowid ORDER BY w.rank"
             )
-        return [(str(name), float(str(score))) for name, score in self.rows(sql, (expression, *values, k))]
+        return [(str(name), float(score)) for name, score in self._found(sql, (expression, *values, k))]
 
     def frequency(self, term: str) -> int:
         """Return in how many chunks a word (in its stem's forms) occurs, counting to 2,000 at most."""
         sql = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT 2000)"
-        return int(str(self.rows(sql, (phrase(term),))[0][0]))
+        return int(self._found(sql, (phrase(term),))[0][0])
+
+    def _found(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        with self._searching:
+            return self._words.execute(sql, values).fetchall()
 
 
 def phrase(term: str) -> str:

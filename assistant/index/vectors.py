@@ -53,10 +53,10 @@ class VectorStore:
             self._rows.delete(ids=list(ids[start : start + _BATCH]))
 
     def query(self, vectors: np.ndarray, k: int, where: dict[str, Any] | None = None) -> list[list[tuple[str, float]]]:
-        """Return for each of the vectors (n, dimension) the *k* nearest ids with their cosine, nearest first."""
-        k = min(k, self.count())
-        if k == 0:
-            return [[] for _ in vectors]
+        """Return for each of the vectors (n, dimension) the *k* nearest ids with their cosine, nearest first.
+
+        There may be fewer than *k*; counting first would take longer than the query.
+        """
         found = self._rows.query(query_embeddings=vectors, n_results=k, where=where, include=["distances"])
         return [
             [(name, 1.0 - float(distance)) for name, distance in zip(names, distances, strict=True)]

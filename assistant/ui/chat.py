@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from assistant.errors import AssistantError, QuestionError, SettingsError
 from assistant.records import Event
 
+from .channels import forget_finished
 from .guard import failure_text
 from .runs import Begin, Run
 from .site import Site, User
@@ -57,6 +58,7 @@ def add_endpoint(app: gr.Server, site: Site) -> None:
 
     @app.api(name="turn", concurrency_limit=None, description=description)  # type: ignore[untyped-decorator]
     async def turn(call: dict[str, Any], request: gr.Request) -> AsyncIterator[dict[str, Any]]:
+        forget_finished(app.get_blocks()._queue)
         try:
             run = await asyncio.to_thread(_begin, site, request.username or "", call)
         except AssistantError as error:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"  # kept in RAM for a dashboard that is switched off
+os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**31)  # and made a table of with pandas after each turn
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
