@@ -13,6 +13,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from .records import Chunk, DocumentInfo, Hit, Scope, SearchedQuery, SearchResult, Turn
@@ -54,6 +55,8 @@ _RAREST = 6
 """Words of a query that are searched, the rarest: the time BM25 takes goes with how often its words occur, and frequent
 ones hardly move the ranking."""
 
+_CANDIDATES = 2_000  # chunks that are ranked, at least; Catalog.frequency counts no further
+
 _LONGEST_HIT = 3_000  # characters of merged neighbours
 _DUPLICATE = 0.9  # share of words in common (Jaccard) from which two chunks say the same
 
@@ -77,10 +80,25 @@ def plan(question: str, turns: Sequence[Turn] = ()) -> tuple[SearchedQuery, ...]
 
 
 def match_expression(text: str, frequency: Callable[[str], int] | None = None) -> str:
-    """Write an FTS5 expression that finds any of the content words of *text*; with *frequency*, of the rarest."""
+    """Write an FTS5 expression that finds any of the content words of *text*.
+
+    With *frequency*, of the rarest, and only chunks that have one of the first few of these, as many as it takes to
+    have ``_CANDIDATES`` chunks: finding a chunk costs a thirtieth of ranking it, and one that has none of the rare
+    words is hardly ever among the best. The others still count in the ranking. (In the spirit of MaxScore, Turtle &
+    Flood 1995, with frequencies in place of upper bounds.)
+    """
     words = content_words(text)[-_MOST_TERMS:]
-    if frequency is not None:
-        words = sorted(words, key=frequency)[:_RAREST]
+    if frequency is None:
+        return _any_of(words)
+    words = sorted(words, key=frequency)[:_RAREST]
+    found = list(accumulate(map(frequency, words)))
+    enough = next((n for n, count in enumerate(found, 1) if count >= _CANDIDATES and n > 1), len(words))
+    if enough == len(words):
+        return _any_of(words)
+    return f"({_any_of(words[:enough])}) AND ({_any_of(words)})"
+
+
+def _any_of(words: Sequence[str]) -> str:
     return " OR ".join(f'"{word}"' for word in words)
 
 
@@ -158,7 +176,7 @@ class Retrieval:
             known = {text: self._known[text] for text in texts if text in self._known}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         if missing:
-            known.update(zip(missing, self._embedder.embed(missing), strict=True))
+            known.update(zip(missing, self._embedder.embed(missing, beside=True), strict=True))
         with self._lock:
             for text in texts:
                 self._known[text] = known[text]

@@ -286,3 +286,21 @@ def test_batches_hold_every_text_once_and_little_padding(lengths: list[int], siz
     firsts = [[lengths[position] for position in batch] for batch in batches]
     assert all(sorted(batch, reverse=True) == batch for batch in firsts)
     assert [max(batch) for batch in firsts] == sorted((max(batch) for batch in firsts), reverse=True)
+
+
+def test_a_short_text_beside_other_work_takes_one_core_and_gives_the_others_back(
+    packaged: ResolvedModel, worker: TorchWorker
+) -> None:
+    import torch
+
+    with_cores = worker.run(torch.get_num_threads)
+    embedder = load_embedder(packaged, worker)
+    seen = []
+    forward = embedder._loaded().vectors
+    embedder._loaded().vectors = lambda batch: seen.append(torch.get_num_threads()) or forward(batch)  # type: ignore[method-assign]
+    short, long = "How long is the notice period?", "A notice period binds both sides. " * 40
+    found = embedder.embed([short], beside=True)
+    assert np.allclose(found, embedder.embed([short]), atol=1e-2)
+    embedder.embed([long], beside=True)
+    assert seen == [1, with_cores, with_cores]
+    assert worker.run(torch.get_num_threads) == with_cores

@@ -88,7 +88,7 @@ def test_earlier_questions_are_not_embedded_again(search: Retrieval, embedder: E
     search.search("How long is the notice period?")
     embedded: list[str] = []
     embed = embedder.embed
-    monkeypatch.setattr(embedder, "embed", lambda texts: embedded.extend(texts) or embed(texts))
+    monkeypatch.setattr(embedder, "embed", lambda texts, **how: embedded.extend(texts) or embed(texts, **how))
     search.search("And for managers?", turns=[turn("How long is the notice period?")])
     assert embedded == ["And for managers?"]
 
@@ -97,6 +97,16 @@ def test_expressions_hold_no_operators() -> None:
     assert match_expression('NEAR("x" AND kettle*) -price^2') == '"near" OR "kettle" OR "price" OR "2"'
     assert match_expression("") == ""
     assert match_expression("a red red kettle", {"red": 9, "kettle": 1}.__getitem__) == '"kettle" OR "red"'
+
+
+def test_frequent_words_rank_but_do_not_find_where_rarer_ones_find_enough() -> None:
+    counts = {"kettle": 1500, "price": 1600, "red": 1700, "water": 2000}
+    assert (
+        match_expression("red water kettle", counts.__getitem__)
+        == '("kettle" OR "red") AND ("kettle" OR "red" OR "water")'
+    )
+    assert match_expression("red kettle", counts.__getitem__) == '"kettle" OR "red"'
+    assert match_expression("water", counts.__getitem__) == '"water"'
 
 
 @pytest.mark.parametrize("question", ["", "   ", '"', "\0", "*", "AND OR NOT", "🫖" * 50, "x" * 10_000, "NULL; DROP"])
