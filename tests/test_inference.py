@@ -16,7 +16,7 @@ import torch
 
 from assistant.errors import AssistantError, ContextOverflowError, ModelBrokenError, ModelNotFoundError
 from assistant.inference import ChatModel, Generation, Sampling, load_chat_model
-from assistant.inference.decoder import Cache
+from assistant.inference.cache import Cache
 from assistant.inference.local import LocalChatModel
 from assistant.models import ResolvedModel
 from assistant.records import Message

@@ -12,7 +12,8 @@ import transformers
 
 from assistant.errors import ModelBrokenError
 from assistant.inference import architecture
-from assistant.inference.decoder import BLOCK, Decoder
+from assistant.inference.cache import BLOCK
+from assistant.inference.decoder import Decoder
 from assistant.inference.weights import TensorFolder
 
 VOCAB = 320

@@ -1,9 +1,9 @@
-"""The forward pass of Llama-like models: reading a prompt layer by layer, and steps of a few tokens.
+"""The forward pass of Llama-like models: reading a prompt, and steps of a few tokens.
 
-Knows tensors only: no tokenizer, no sampling. Two paths over the same weights and the same cache:
+Knows tensors only: no tokenizer, no sampling. Two paths over the same model and the same cache:
 
-- ``read``: many tokens; plain matrix products in the compute type, fused attention. A generator that rests after each
-  layer, so that stopping and other work wait some 50 ms and not for the whole prompt.
+- ``read``: many tokens (``reading``). A generator that rests after each part of each layer, so that stopping and other
+  work wait some 10 ms and not for the whole prompt.
 - ``step``: 1 to ``max_step`` tokens; int8 weights where there are any, keys kept transposed, views made once a step.
 
 A step of several tokens gives bit for bit what single steps give: all products are computed a row at a time whatever
@@ -13,27 +13,17 @@ unused ones masked, so that the shape of its sums depends on the position alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from .architecture import Architecture, rope_tables
+from .cache import BLOCK, Cache
+from .reading import READ_CHUNK, READ_UNIT, PeakProducts, Reader, ReadingProducts, StoredProducts
 from .weights import TensorFolder
 
-BLOCK = 256
-"""Slots of the cache are used in blocks of this many. Smaller ones would save some attention over masked slots, but
-oneDNN keeps half a megabyte of code for every shape it meets: few shapes, little memory."""
-
-READ_CHUNK = 320
-"""Tokens of a prompt read at a time. Beside small weights the large ones are mapped anew for each chunk (25 ms for
-200 MB): 256 read 300 tokens a tenth slower. The activations of more would be blocks that ``memory.set_up_process`` has
-malloc take from the system and give back each time: 512 read 1,500 tokens a seventh slower."""
-READ_UNIT = 32
-"""A chunk is filled up to a multiple of this, again for few shapes; a read should begin at one."""
 STEP_WIDTHS = (1, 4, 8)
 """Tokens of a step, the unused ones filled up: with 4 it takes 1.2 times as long as with one, with 8 1.8 times."""
 
@@ -43,39 +33,6 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-
-
-class Cache:
-    """Keys and values of one conversation, preallocated.
-
-    Keys are [layers, kv_heads, head_dim, slots] (transposed: a step multiplies by them as they lie), values
-    [layers, kv_heads, slots, head_dim]. Slots past ``length`` hold finite numbers: they are masked, and 0 * NaN is NaN.
-    """
-
-    def __init__(self, arch: Architecture, tokens: int, dtype: torch.dtype, device: str = "cpu") -> None:
-        self.slots = -(-tokens // BLOCK) * BLOCK
-        self.length = 0
-        self.keys = _zeros((arch.layers, arch.kv_heads, arch.head_dim, self.slots), dtype, device)
-        self.values = _zeros((arch.layers, arch.kv_heads, self.slots, arch.head_dim), dtype, device)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return self.keys.nbytes + self.values.nbytes
-
-    def take(self, other: Cache, length: int) -> None:
-        """Copy the first *length* tokens of another conversation's cache."""
-        self.keys[..., :length] = other.keys[..., :length]
-        self.values[:, :, :length] = other.values[:, :, :length]
-        self.length = length
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Make zeros that take no RAM until they are written: numpy asks for them by calloc, torch fills them."""
-    if device != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    flat = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8))
-    return flat.view(dtype).view(shape)
 
 
 @dataclass(slots=True)
@@ -138,6 +95,8 @@ class Decoder:
         if self._keep:
             self._embedding = self._weight("model.embed_tokens.weight")
         self._layers = [self._layer(index, quantized) for index in range(arch.layers)]
+        products = StoredProducts(self._layers, self._linear, tensors.drop if self._lean else None)
+        self._reader = Reader(arch, self._layers, products, cos=self._cos, sin=self._sin, act=self._act)
         self.head: Linear = quantized["head"] if quantized else self._plain((self._head_name,))
         self.max_step = STEP_WIDTHS[-1] if all(map(self._rows_agree, STEP_WIDTHS[1:])) else 1
 
@@ -145,30 +104,39 @@ class Decoder:
         """Make room for a conversation of *tokens*."""
         return Cache(self.arch, tokens, self.dtype, self.device)
 
-    def read(self, tokens: Sequence[int], cache: Cache, *, chunk: int = READ_CHUNK) -> Iterator[torch.Tensor | None]:
-        """Read *tokens* into *cache*; rest (giving None) after each layer.
+    def read(self, tokens: Sequence[int], cache: Cache) -> Iterator[torch.Tensor | None]:
+        """Read *tokens* into *cache*; rest (giving None) after each part of each layer.
 
         Gives:
             Last of all the logits of the last token, of shape [vocab].
         """
-        hidden, rows = None, 0
-        for at in range(0, len(tokens), chunk):
-            part = list(tokens[at : at + chunk])
-            rows = len(part)
-            # What is filled up follows the last token: it changes nothing before it and is written over later.
-            filled = min(-(-rows // READ_UNIT) * READ_UNIT, cache.slots - cache.length)
-            hidden = self._embed(part + [0] * (filled - rows))
-            mask = self._read_mask(cache.length, filled)
-            for index in range(self.arch.layers):
-                hidden = self._read_layer(index, hidden, cache, mask)
-                if self._lean:
-                    self._tensors.drop(self._names(index))
+        for hidden in self._reader.read(self._parts(tokens, cache), cache):
+            if hidden is None:
                 yield None
-            cache.length += rows
-        assert hidden is not None, "nothing to read"
-        if self._lean:
-            self._tensors.drop(("model.embed_tokens.weight",))
-        yield self.head(self._normed(hidden[rows - 1 : rows], self._final_norm))[0]
+            else:
+                if self._lean:
+                    self._tensors.drop(("model.embed_tokens.weight",))
+                yield self.head(self._normed(hidden, self._final_norm))[0]
+
+    def read_with(self, products: ReadingProducts) -> None:
+        """Read prompts with other products than those of the stored weights from now on."""
+        self._reader.products = products
+
+    def norms(self) -> list[dict[str, torch.Tensor]]:
+        """Return the norms of each layer by the product that follows."""
+        return [{"qkv": layer.input_norm, "gate_up": layer.post_norm} for layer in self._layers]
+
+    def peaks(self, tokens: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Read a text and return the largest activation of each channel, [inputs], by product."""
+        products = self._reader.products
+        watched = PeakProducts(products)
+        self._reader.products = watched
+        try:
+            for _ in self.read(tokens, self.new_cache(len(tokens))):
+                pass
+        finally:
+            self._reader.products = products
+        return watched.peaks
 
     def step(self, tokens: Sequence[int], cache: Cache) -> torch.Tensor:
         """Run 1 to ``max_step`` tokens, no more than ``step_room`` says.
@@ -234,48 +202,12 @@ class Decoder:
         rows = self._run(tokens, together)
         return all(torch.equal(self.step([token], alone)[0], row) for token, row in zip(tokens, rows, strict=True))
 
-    def _read_layer(self, index: int, hidden: torch.Tensor, cache: Cache, mask: torch.Tensor | None) -> torch.Tensor:
-        arch, rows, start = self.arch, hidden.shape[0], cache.length
-        layer = self._layers[index]
-        attn, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
-        x = self._normed(hidden, layer.input_norm)
-        q = self._linear(x, attn + "q_proj").view(rows, arch.heads, arch.head_dim)
-        k = self._linear(x, attn + "k_proj").view(rows, arch.kv_heads, arch.head_dim)
-        v = self._linear(x, attn + "v_proj").view(rows, arch.kv_heads, arch.head_dim)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._normed(q, layer.q_norm), self._normed(k, layer.k_norm)
-        cos, sin = self._cos[start : start + rows].unsqueeze(1), self._sin[start : start + rows].unsqueeze(1)
-        half = arch.head_dim // 2
-        q = torch.addcmul(q * cos, torch.roll(q, half, -1), sin)
-        k = torch.addcmul(k * cos, torch.roll(k, half, -1), sin)
-        cache.keys[index, :, :, start : start + rows] = k.permute(1, 2, 0)
-        cache.values[index, :, start : start + rows] = v.transpose(0, 1)
-        if start:
-            keys = cache.keys[index, :, :, : start + rows].transpose(1, 2).contiguous()
-            values = cache.values[index, :, : start + rows]
-        else:
-            keys, values = k.transpose(0, 1), v.transpose(0, 1)
-        # Each query head of a group is a batch entry over the same keys: expanded, never repeated.
-        grouped = q.view(rows, arch.kv_heads, arch.groups, arch.head_dim).permute(2, 1, 0, 3)
-        mixed = F.scaled_dot_product_attention(
-            grouped,
-            keys.expand(arch.groups, -1, -1, -1),
-            values.expand(arch.groups, -1, -1, -1),
-            attn_mask=mask,
-            is_causal=mask is None and rows > 1,
-        )
-        mixed = mixed.permute(2, 1, 0, 3).reshape(rows, arch.heads * arch.head_dim)
-        hidden = hidden + self._linear(mixed, attn + "o_proj")
-        x = self._normed(hidden, layer.post_norm)
-        x = self._act(self._linear(x, mlp + "gate_proj")).mul_(self._linear(x, mlp + "up_proj"))
-        return hidden.add_(self._linear(x, mlp + "down_proj"))
-
-    def _read_mask(self, start: int, rows: int) -> torch.Tensor | None:
-        if start == 0:
-            return None
-        mask = torch.zeros(rows, start + rows, dtype=self.dtype, device=self.device)
-        mask[:, start:] = torch.full((rows, rows), float("-inf"), dtype=self.dtype, device=self.device).triu_(1)
-        return mask
+    def _parts(self, tokens: Sequence[int], cache: Cache) -> Iterator[tuple[torch.Tensor, int]]:
+        """Embed a prompt in parts; what fills one up follows the last token, and is written over later."""
+        for at in range(0, len(tokens), READ_CHUNK):
+            part = list(tokens[at : at + READ_CHUNK])
+            filled = min(-(-len(part) // READ_UNIT) * READ_UNIT, cache.slots - cache.length - at)
+            yield self._embed(part + [0] * (filled - len(part))), len(part)
 
     def _embed(self, tokens: Sequence[int]) -> torch.Tensor:
         hidden = F.embedding(torch.tensor(tokens, device=self._embedding.device), self._embedding).to(self.dtype)
@@ -335,10 +267,3 @@ class Decoder:
                 part: quantized[f"{index}.{part}"] if quantized else self._plain(names) for part, names in parts.items()
             },
         )
-
-    def _names(self, index: int) -> list[str]:
-        base = f"model.layers.{index}."
-        ends = [f"self_attn.{part}_proj.weight" for part in "qkvo"] + [
-            f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")
-        ]
-        return [base + end for end in ends]

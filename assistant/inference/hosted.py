@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from assistant.errors import ModelBrokenError
 
 from . import quantized
-from .decoder import READ_CHUNK
+from .reading import READ_CHUNK
 
 _FEW = 16
 """Up to this many tokens at once the int8 product is the faster one."""

@@ -15,16 +15,20 @@ import torch
 from assistant.errors import AssistantError, ContextOverflowError, InferenceError, ModelBrokenError
 from assistant.records import Message
 
-from . import architecture, quantized
+from . import architecture, packed, quantized
+from .cache import BLOCK
 from .chat_text import ChatText
-from .decoder import BLOCK, READ_CHUNK, Decoder
+from .decoder import Decoder
 from .generate import Decoding, Engine
 from .prefix import PrefixCache
+from .reading import READ_CHUNK
 from .types import GenerationStats, Sampling
 from .weights import TensorFolder
 
 if TYPE_CHECKING:
     from assistant.worker import TorchWorker
+
+_CALIBRATION = Path(__file__).with_name("calibration.txt")
 
 DEFAULT_CONTEXT = 2048
 """Longest context unless asked for more: keys and values of a long one cost more than the packaged models."""
@@ -179,7 +183,7 @@ class LocalChatModel:
 
     def _is_mapped(self, path: Path) -> bool:
         """Tell whether a file's pages stay in RAM: the small weights where there are any, reading drops the others."""
-        small = path.name in ("model.int4.safetensors", "model.int8.safetensors")
+        small = path.name.startswith("model.int")
         return path.name == f"model.{self.dtype}.safetensors" if self.dtype.startswith("int") else not small
 
     def _drop(self) -> None:
@@ -196,15 +200,16 @@ class LocalChatModel:
         tensors = TensorFolder(self._folder)
         products = None
         if self._quantize:
+            sources = quantized.llama_sources(arch)
             products, four_bits = quantized.open_or_make(
                 self._folder,
-                quantized.llama_sources(arch),
+                sources,
                 tensors,
                 four_bits=self._asked_dtype == "auto",
                 compute=self._compute,
             )
             self.dtype = "int4" if four_bits else "int8"
-        return Decoder(
+        decoder = Decoder(
             arch,
             tensors,
             dtype=self._compute,
@@ -213,6 +218,14 @@ class LocalChatModel:
             device=self._device,
             lean=True,
         )
+        if self._quantize and packed.supported():
+            known = self._text.encode(_CALIBRATION.read_text(encoding="utf-8"))[: self.context_tokens]
+            reading = packed.open_or_make(
+                self._folder, sources, tensors, decoder.norms(), self._compute, lambda: decoder.peaks(known)
+            )
+            if reading is not None:
+                decoder.read_with(reading)
+        return decoder
 
     def _hosted(self) -> Engine:
         from .hosted import HostedModel

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .decoder import BLOCK, READ_UNIT, Cache
+from .cache import BLOCK, Cache
+from .reading import READ_UNIT
 
 WORTH = READ_UNIT
 """Shortest common prefix that is worth the bookkeeping; reading goes on from a multiple of it."""

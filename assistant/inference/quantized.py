@@ -78,14 +78,16 @@ def open_or_make(
     """
     four_bits = four_bits and has_int4()
     path = folder / f"model.{'int4' if four_bits else 'int8'}.safetensors"
-    origin = _origin(folder, sources, four_bits)
-    file = _opened(path, origin)
+    origin = origin_of(folder, sources)
+    if four_bits:  # whose layout depends on the CPU's vector width
+        origin["layout"] = f"{torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+    file = opened(path, origin)
     if file is None:
         forms = {name: _form(name, parts, weights, four_bits) for name, parts in sources}
         made = _quantized(sources, weights, forms)
         if not os.access(folder, os.W_OK):
             return _products(dict(made), compute), "q4" in forms.values()
-        _write(path, made, _layout(sources, weights, forms), origin)
+        write(path, made, _layout(sources, weights, forms), origin)
         file = TensorFile(path)
     stored = {name: file.tensor(name) for name in file.names()}
     return _products(stored, compute), any(name.endswith(".q4") for name in stored)
@@ -259,20 +261,15 @@ def _layout(
             yield f"{name}.bias", torch.bfloat16, (outputs,)
 
 
-def _origin(folder: Path, sources: Sources, four_bits: bool) -> dict[str, str]:
-    """Describe what the file is made from: another model, torch or CPU makes another file.
-
-    The 4-bit layout depends on the CPU's vector width; the source is told by size and time, not read again.
-    """
+def origin_of(folder: Path, sources: Sources) -> dict[str, str]:
+    """Describe what a file is made from: another model makes another one. It is told by size and time, not read."""
     paths = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("model.int"))
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    origin = {"version": VERSION, "source": hashlib.sha256(json.dumps([facts, sources]).encode()).hexdigest()}
-    if four_bits:
-        origin["layout"] = f"{torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
-    return origin
+    return {"version": VERSION, "source": hashlib.sha256(json.dumps([facts, sources]).encode()).hexdigest()}
 
 
-def _opened(path: Path, origin: dict[str, str]) -> TensorFile | None:
+def opened(path: Path, origin: dict[str, str]) -> TensorFile | None:
+    """Open a file if it is whole and of that origin."""
     if not path.is_file():
         return None
     try:
@@ -282,11 +279,11 @@ def _opened(path: Path, origin: dict[str, str]) -> TensorFile | None:
     return file if origin.items() <= file.metadata.items() else None
 
 
-_NAMES = {torch.uint8: "U8", torch.int8: "I8", torch.bfloat16: "BF16"}
+_NAMES = {torch.uint8: "U8", torch.int8: "I8", torch.bfloat16: "BF16", torch.float32: "F32"}
 _ALIGN = 64
 
 
-def _write(
+def write(
     path: Path,
     parts: Iterator[tuple[str, torch.Tensor]],
     layout: Iterator[tuple[str, torch.dtype, tuple[int, ...]]],

@@ -73,6 +73,11 @@ class TensorFile:
         flat = torch.frombuffer(self._map, dtype=_DTYPES[entry["dtype"]], count=count, offset=self._base + begin)
         return flat.reshape(shape)
 
+    def offset(self, name: str) -> int:
+        """Say at which byte of the file a tensor begins."""
+        begin: int = self._entries[name]["data_offsets"][0]
+        return int(self._base) + begin
+
     def drop(self, names: Iterable[str]) -> None:
         """Take the pages of these tensors out of this process; touching them maps them again."""
         if not hasattr(self._map, "madvise"):  # pragma: no cover - not on Windows
