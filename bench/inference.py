@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from assistant import memory
-from assistant.settings import Settings
+# Nothing of ours up here that needs a package: the peer's environment has none of them.
 from bench.report import Report, arguments, require_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +120,8 @@ def lookups(args: argparse.Namespace, report: Report, arms: dict[str, Arm]) -> N
 
     Once as llama.cpp writes, and once as the chain does, which lifts the tokens of the prompt (``prompt_bias``).
     """
+    from assistant.settings import Settings
+
     bias = Settings().prompt_bias
     totals: dict[str, list[tuple[int, float, float]]] = {}
     counted = {label: Counter[str]() for label in ("thimble", "thimble, prompt_bias")}
@@ -219,6 +220,8 @@ Contender = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 def thimble(dtype: str, models: Path, threads: int) -> Contender:
     """Run our own model, in a process set up as the assistant sets up its own."""
+    from assistant import memory
+
     memory.set_up_process()
     from assistant.inference import Sampling
     from assistant.inference.local import LocalChatModel

@@ -110,12 +110,13 @@ class Decoder:
         Gives:
             Last of all the logits of the last token, of shape [vocab].
         """
-        for hidden in self._reader.read(self._parts(tokens, cache), cache):
+        parts = list(self._parts(tokens, cache))
+        if self._lean:  # the words of a prompt are all over the table: most of it was mapped for them
+            self._tensors.drop(("model.embed_tokens.weight",))
+        for hidden in self._reader.read(parts, cache):
             if hidden is None:
                 yield None
             else:
-                if self._lean:
-                    self._tensors.drop(("model.embed_tokens.weight",))
                 yield self.head(self._normed(hidden, self._final_norm))[0]
 
     def read_with(self, products: ReadingProducts) -> None:

@@ -96,6 +96,7 @@ class PackedProducts:
         self._scratch = scratch
         self._compute = compute
         self._small = {name: file.tensor(name).clone() for name in file.names() if not name.endswith(".packed")}
+        file.drop(file.names())  # reading the small ones mapped their surroundings
         self._index = 0
 
     @property
