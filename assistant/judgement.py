@@ -13,8 +13,8 @@ from .records import Quote, SearchResult
 from .words import stems
 
 NAMES = ("quote", "cosine", "covered", "number")
-_WEIGHTS = (7.21, 4.96, 1.09, 0.77)
-_BIAS = -8.03
+_WEIGHTS = (7.4, 4.64, 0.74, 0.79)
+_BIAS = -7.51
 _COUNTS = re.compile(
     r"\b(when|how (?:many|much|long|old|far|often|tall|big|large|high|fast|deep|wide)"
     r"|(?:what|which) (?:year|date|time|percentage|number|age))\b", re.IGNORECASE

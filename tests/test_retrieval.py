@@ -190,3 +190,11 @@ def test_what_is_removed_is_not_found(index: Index, search: Retrieval) -> None:
     result = search.search("descale the kettle")
     assert all(hit.document.name != "kettle.pdf" for hit in result.hits)
     assert result.queries == (replace(result.queries[0]),)
+
+
+def test_hits_are_held_against_the_wording_of_the_question(search: Retrieval) -> None:
+    """The arms alone can't tell one breath from words here and there; what was read of it is among the parts."""
+    hits = search.search("How long is the notice period for managers?").hits
+    assert "For managers the notice period" in hits[0].chunk.text
+    assert all(0 <= hit.parts["wording"] <= 1 and 0 <= hit.score <= 1 for hit in hits)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
