@@ -10,7 +10,7 @@ export GRADIO_ANALYTICS_ENABLED := False
 export ANONYMIZED_TELEMETRY := False
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-history bench-recall bench-transfer bench-retrieval bench-answers soak-kill bench-ingest bench-messy bench-inference bench-memory soak soak-plain profile clean
+.PHONY: help chat test test-browser screenshots setup setup-dev models browser lint format typecheck docs docs-check check bench-history bench-recall bench-transfer bench-retrieval bench-folds bench-answers soak-kill bench-ingest bench-messy bench-inference bench-memory soak soak-plain profile clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -90,6 +90,9 @@ soak-kill: setup-dev ## Kill writers of the history 300 times
 
 bench-retrieval: setup-dev models ## Measure search, follow-ups, quotes and its time at 100,000 chunks: DATA=folder
 	$(BIN)/python -m bench.retrieval --data $(DATA) $(ARGS)
+
+bench-folds: setup-dev models ## Choose the fusion's constants on four fifths of the questions, measure on the rest: DATA=folder
+	$(BIN)/python -m bench.folds --data $(DATA) $(ARGS)
 
 bench-answers: setup-dev models ## Measure knowing when not to answer, and whole answers: DATA=folder
 	$(BIN)/python -m bench.answers --data $(DATA) $(ARGS)
