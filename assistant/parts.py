@@ -350,10 +350,12 @@ def _make_chat_model(parts: Parts) -> ChatModel | None:
     from .inference import load_chat_model
 
     settings = parts.settings
+    # The plan counts "auto" as int8 until the file of 4-bit weights is there: it is the model that makes it.
+    as_set = plan.model is None or (settings.dtype == "auto" and plan.dtype in ("int4", "int8"))
     return load_chat_model(
         parts.resolved_model,
         parts.worker,
-        dtype=settings.dtype if plan.model is None else "auto" if plan.dtype == "int4" else plan.dtype,
+        dtype=settings.dtype if as_set else "auto" if plan.dtype == "int4" else plan.dtype,
         context_tokens=plan.context_tokens or settings.context_tokens,
         prefix_cache_bytes=plan.prefix_cache_bytes,
         device=settings.device,

@@ -274,3 +274,23 @@ def test_five_megabytes_are_no_question(model: str, settings: Settings, tmp_path
             new.ask(pasted, session_id="pasted")
         assert new.history.sessions() == []
         assert new.parts._made == {}, "something was loaded for it"
+
+
+def test_a_new_model_is_run_with_the_smallest_weights_from_the_first_start_on(
+    packaged_models: Path, tmp_path: Path
+) -> None:
+    from assistant.inference import quantized
+
+    folder = tmp_path / "new-model"
+    folder.mkdir()
+    for path in (packaged_models / "smollm2-135m-instruct").iterdir():
+        if not path.name.startswith("model.int"):
+            (folder / path.name).symlink_to(path.resolve())
+    settings = Settings(model=str(folder), models_dir=packaged_models, store_dir=tmp_path / "store",
+                        history_dir=tmp_path / "history")  # fmt: skip
+    with Assistant(settings) as assistant:
+        model = assistant.parts.chat_model
+        assert model is not None
+        assert model.dtype == ("int4" if quantized.has_int4() else "int8")
+    assert (folder / f"model.{model.dtype}.safetensors").is_file()
+    assert not (folder / "model.int8.safetensors").exists() or model.dtype == "int8"
