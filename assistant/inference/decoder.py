@@ -37,7 +37,7 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(slots=True)
 class _Layer:
-    """One layer as a step uses it; *read* names what reading uses."""
+    """One layer as a step uses it; reading takes the norms from here."""
 
     input_norm: torch.Tensor
     qkv: Linear
