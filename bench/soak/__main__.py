@@ -41,9 +41,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=0, help="end after this long, whatever --turns says")
     parser.add_argument("--force", action="store_true", help="load the model even where the memory plan says no")
     parser.add_argument("--store", type=Path, help="folder of an earlier run's stores, to go on without its ingest")
-    parser.add_argument("--curve", type=Path, metavar="FILE", help="write one object a turn, for the plot")
+    parser.add_argument("--curve", type=Path, metavar="FILE", help="write one object a turn, as it ends, for the plot")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the server and its cgroup go too
+    if args.curve:
+        args.curve.write_text("", encoding="utf-8")
     files = sorted(path for path in args.corpus.rglob("*") if path.is_file())
     limit = parse_bytes(args.limit)
     with tempfile.TemporaryDirectory(prefix="thimble-soak-") as scratch:
@@ -168,8 +170,6 @@ class Soak:
         report.close()
         for trouble in self.troubles[:20]:
             self._say(trouble)
-        if self.args.curve:
-            self.args.curve.write_text("".join(json.dumps(row) + "\n" for row in self.curve), encoding="utf-8")
         return 1 if self.cgroup.kills or self.outcomes["failed"] or self.troubles else 0
 
     def _note(self, number: int, reply: Reply) -> None:
@@ -178,6 +178,9 @@ class Soak:
             self.troubles.append(f"turn {number} failed: {reply.text[:200]}")
         self.curve.append({"turn": number, "outcome": reply.outcome, "seconds": round(reply.seconds, 3),
                            "characters": len(reply.text), **self.server.memory()})  # fmt: skip
+        if self.args.curve:
+            with self.args.curve.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.curve[-1]) + "\n")
 
     def _change_sessions(self, client: Client, number: int) -> None:
         listed = client.sessions()
