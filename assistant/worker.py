@@ -36,9 +36,10 @@ class TorchWorker:
     """
 
     def __init__(self, threads: int = 0) -> None:
-        # Before torch, whose OpenMP reads it once: a thread that waits for the other must soon sleep, not spin. With
-        # three busy processes beside it on two cores a decoding step took 277 ms spinning and 14 to 27 ms like this.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        # Before torch, whose OpenMP reads it once: a thread that waits for the other must soon sleep, not spin, or two
+        # cores that are busy with other work slow a decoding step tenfold. 1,000 turns are over before the next product
+        # comes, and waking the thread up took a fifth of a step.
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
         self.threads = threads or usable_cores()
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()

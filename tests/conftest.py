@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as TorchWorker sets it; tests import torch first
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as TorchWorker sets it; tests import torch first
 ROOT = Path(__file__).resolve().parent.parent
 
 

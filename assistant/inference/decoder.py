@@ -40,11 +40,13 @@ class _Layer:
     """One layer as a step uses it; reading takes the norms from here."""
 
     input_norm: torch.Tensor
+    input_twice: torch.Tensor
     qkv: Linear
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
     out: Linear
     post_norm: torch.Tensor
+    post_twice: torch.Tensor
     gate_up: Linear
     down: Linear
 
@@ -88,7 +90,7 @@ class Decoder:
         # The mask of a block: token i of it sees slots 0 to i; repeated for each query head of a group.
         block = torch.full((BLOCK, BLOCK), float("-inf"), dtype=dtype, device=device).triu(1)
         self._mask = block.repeat_interleave(arch.groups, 0)
-        self._final_norm = self._norm("model.norm.weight")
+        self._final_twice = self._norm("model.norm.weight").repeat(2)
         self._embedding = tensors.tensor("model.embed_tokens.weight")
         self._head_name = "model.embed_tokens.weight" if arch.tied else "lm_head.weight"
         self._embedding_scale = torch.tensor(arch.embedding_scale, dtype=dtype, device=device)
@@ -117,7 +119,7 @@ class Decoder:
             if hidden is None:
                 yield None
             else:
-                yield self.head(self._normed(hidden, self._final_norm))[0]
+                yield self.head(self._normed(hidden, self._final_twice))[0]
 
     def read_with(self, products: ReadingProducts) -> None:
         """Read prompts with other products than those of the stored weights from now on."""
@@ -170,7 +172,7 @@ class Decoder:
         last_block = scores[..., used - BLOCK :]
         hidden = self._embed(tokens)
         for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(self._normed(hidden, layer.input_norm)).view(rows, heads + 2 * kv, dim)
+            qkv = layer.qkv(self._normed(hidden, layer.input_twice)).view(rows, heads + 2 * kv, dim)
             qk = qkv[:, : heads + kv]
             if layer.q_norm is not None:
                 qk = self._head_norms(qk, layer)
@@ -183,9 +185,9 @@ class Decoder:
             mixed = torch.bmm(torch.softmax(scores, -1), all_values[index])
             mixed = mixed.view(kv, rows, groups, dim).transpose(0, 1).reshape(rows, heads * dim)
             hidden = hidden.add_(layer.out(mixed))
-            gate, up = layer.gate_up(self._normed(hidden, layer.post_norm)).chunk(2, -1)
+            gate, up = layer.gate_up(self._normed(hidden, layer.post_twice)).chunk(2, -1)
             hidden = hidden.add_(layer.down(self._act(gate).mul_(up)))
-        return self.head(self._normed(hidden, self._final_norm))
+        return self.head(self._normed(hidden, self._final_twice))
 
     def _rows_agree(self, width: int) -> bool:
         """Try whether a step of several tokens gives what single steps give, to the last bit, on this machine.
@@ -214,14 +216,24 @@ class Decoder:
         hidden = F.embedding(torch.tensor(tokens, device=self._embedding.device), self._embedding).to(self.dtype)
         return hidden * self._embedding_scale if self.arch.embedding_scale != 1.0 else hidden
 
-    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.arch.eps)
+    def _normed(self, x: torch.Tensor, twice: torch.Tensor) -> torch.Tensor:
+        """Divide by the root of the mean square: a layer norm of x and -x side by side, whose mean is 0.
+
+        For a few rows that takes half the time of ``rms_norm``, which runs eight kernels.
+
+        Args:
+            x: [rows, width].
+            twice: The weight, two times, [2 * width].
+        """
+        both = F.layer_norm(torch.cat((x, -x), 1), twice.shape, twice, None, self.arch.eps)
+        return both[:, : x.shape[1]].contiguous()
 
     def _head_norms(self, qk: torch.Tensor, layer: _Layer) -> torch.Tensor:
         assert layer.q_norm is not None
         assert layer.k_norm is not None
-        heads = self.arch.heads
-        return torch.cat((self._normed(qk[:, :heads], layer.q_norm), self._normed(qk[:, heads:], layer.k_norm)), 1)
+        heads, eps = self.arch.heads, self.arch.eps
+        q = F.rms_norm(qk[:, :heads], layer.q_norm.shape, layer.q_norm, eps)
+        return torch.cat((q, F.rms_norm(qk[:, heads:], layer.k_norm.shape, layer.k_norm, eps)), 1)
 
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         bias = name + ".bias"
@@ -259,9 +271,13 @@ class Decoder:
             "down": (mlp + "down_proj",),
         }
         qk_norm = self.arch.qk_norm
+        input_twice = self._norm(base + "input_layernorm.weight").repeat(2)
+        post_twice = self._norm(base + "post_attention_layernorm.weight").repeat(2)
         return _Layer(
-            input_norm=self._norm(base + "input_layernorm.weight"),
-            post_norm=self._norm(base + "post_attention_layernorm.weight"),
+            input_norm=input_twice[: self.arch.hidden],
+            input_twice=input_twice,
+            post_norm=post_twice[: self.arch.hidden],
+            post_twice=post_twice,
             q_norm=self._norm(attn + "q_norm.weight") if qk_norm else None,
             k_norm=self._norm(attn + "k_norm.weight") if qk_norm else None,
             **{
