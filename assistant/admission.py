@@ -353,10 +353,15 @@ class MemoryGate:
         )  # fmt: skip
 
 
-def occupied(plan: MemoryPlan) -> int:
-    """Return what counts against the budget now, in bytes; see ``memory.plan`` on what a budget counts."""
-    now = rss()
+def occupied(plan: MemoryPlan, resident: int | None = None) -> int:
+    """Return what counts against the budget, in bytes; see ``memory.plan`` on what a budget counts.
+
+    Args:
+        plan: Whose budget.
+        resident: RSS as it was measured a moment ago; None measures it.
+    """
+    now = rss() if resident is None else resident
     if not plan.budget.enforced:
         return now
-    anonymous = anonymous_rss()
+    anonymous = min(anonymous_rss(), now)
     return anonymous + int((now - anonymous) * WORKING_SHARE)

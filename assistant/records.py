@@ -291,7 +291,7 @@ class MemoryReceipt:
 
     Attributes:
         released: What release gave back at the end (0 when nothing).
-        left: ``budget - after``.
+        left: ``budget - after``; where a cgroup enforces the budget, file pages count in part, as in the plan.
         actions: What was shrunk or released to fit, in words for people.
     """
 

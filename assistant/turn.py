@@ -16,7 +16,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
 
 from . import budget, grounding, judgement, memory, quotes
-from .admission import TurnLimits
+from .admission import TurnLimits, occupied
 from .budget import Fitted
 from .chain import LocalChatModel, compose
 from .errors import AssistantError, InferenceError, StoppedError
@@ -177,7 +177,8 @@ class TurnRunner:
             released = self._parts.release()
         receipt = MemoryReceipt(
             before=meter.before, peak=meter.peak, after=meter.after, released=released,
-            budget=self._parts.budget.bytes, left=self._parts.budget.bytes - meter.after,
+            budget=self._parts.budget.bytes,
+            left=self._parts.budget.bytes - occupied(self._parts.plan, meter.after),
             actions=(*self._parts.plan.notes, *state.actions),
         )  # fmt: skip
         logger.info("turn %d: %s", state.turn.id, _in_words(receipt))

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assistant import memory
-from assistant.admission import MemoryGate
+from assistant.admission import MemoryGate, occupied
 from assistant.errors import MemoryBudgetError, ModelBrokenError
 from assistant.memory import Budget, ModelNeeds
-from assistant.memory.plan import CHUNK_BYTES, CONTEXT_LADDER
+from assistant.memory.plan import CHUNK_BYTES, CONTEXT_LADDER, WORKING_SHARE
 
 MIB = 1 << 20
 INT8 = ModelNeeds("small", "int8", 8192, 150 * MIB, 10 * MIB, 92_160, 8 * MIB, 17_000)
@@ -259,3 +259,13 @@ def test_an_ingest_that_can_not_fit_is_refused_before_it_starts() -> None:
     with pytest.raises(MemoryBudgetError, match=f"About {room - 1000:,} passages"):
         later.ingest(room)
     assert caught.value.needed_bytes - caught.value.budget_bytes <= CHUNK_BYTES
+
+
+@pytest.mark.parametrize("enforced", [False, True])
+def test_file_pages_count_in_part_only_where_a_cgroup_enforces_the_budget(enforced: bool) -> None:
+    plan = memory.choose(_budget(2048, enforced=enforced), [])
+    resident = memory.rss()
+    file = resident - memory.anonymous_rss()
+    assert file > 4 * MIB
+    expected = resident - file * (1 - WORKING_SHARE) if enforced else resident
+    assert occupied(plan, resident) == pytest.approx(expected, abs=MIB)
