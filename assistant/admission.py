@@ -15,7 +15,7 @@ from functools import partial
 
 from .errors import BusyError, MemoryBudgetError, StoppedError
 from .memory import MemoryPlan, anonymous_rss, rss
-from .memory.plan import CHUNK_BYTES, WORKING_SHARE
+from .memory.plan import WORKING_SHARE
 from .units import format_bytes
 
 _POLL_S = 0.05
@@ -324,10 +324,11 @@ class MemoryGate:
         self._before_ingest = None
         new = self._new_chunks()
         needed = self.plan.for_index(new + chunks)
+        added = chunks * self.plan.chunk_bytes
         if needed > self.plan.budget.bytes:
             room = max(0, self.plan.chunks_left() - new)
             raise MemoryBudgetError(
-                f"These documents are about {chunks:,} passages, which take {format_bytes(chunks * CHUNK_BYTES)} of "
+                f"These documents are about {chunks:,} passages, which take {format_bytes(added)} of "
                 f"RAM in the index; with everything else that is {format_bytes(needed)}, and the budget is "
                 f"{format_bytes(self.plan.budget.bytes)}. About {room:,} passages would fit. Nothing was added: raise "
                 "memory_budget, or add fewer documents.",

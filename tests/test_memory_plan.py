@@ -14,7 +14,7 @@ from assistant import memory
 from assistant.admission import MemoryGate
 from assistant.errors import MemoryBudgetError, ModelBrokenError
 from assistant.memory import Budget, ModelNeeds
-from assistant.memory.plan import CHUNK_BYTES, CONTEXT_LADDER
+from assistant.memory.plan import CONTEXT_LADDER
 
 MIB = 1 << 20
 INT8 = ModelNeeds("small", "int8", 8192, 150 * MIB, 10 * MIB, 92_160, 8 * MIB, 17_000)
@@ -258,4 +258,4 @@ def test_an_ingest_that_can_not_fit_is_refused_before_it_starts() -> None:
     later = MemoryGate(gate.plan, memory.release, lambda: 1000)  # as many were added since the plan was made
     with pytest.raises(MemoryBudgetError, match=f"About {room - 1000:,} passages"):
         later.ingest(room)
-    assert caught.value.needed_bytes - caught.value.budget_bytes <= CHUNK_BYTES
+    assert caught.value.needed_bytes - caught.value.budget_bytes <= gate.plan.chunk_bytes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
+from . import short
 from .catalog import Catalog, DatabaseError
 from .shared import SharedVectors
 from .vectors import VectorStore
@@ -17,7 +19,7 @@ class IndexReport:
     """What a check found.
 
     Attributes:
-        missing_vectors: Ids of chunks that Chroma does not hold: lexical search alone finds them.
+        missing_vectors: Ids of chunks whose vector, short or exact, is not there: lexical search alone finds them.
         stray_vectors: Ids in Chroma that no chunk has.
         problems: What is wrong, in words for people; empty when all is well.
     """
@@ -51,6 +53,8 @@ def check(stored: Catalog, chroma: SharedVectors, *, thorough: bool) -> IndexRep
         known = {str(row[0]) for row in stored.rows("SELECT id FROM chunks")}
         present = {name for page in store.ids() for name in page}
         missing, stray = sorted(known - present), sorted(present - known)
+        if store.directions is not None:
+            missing += stored.without_exact()
     pending = [str(row[0]) for row in stored.rows("SELECT id FROM chunks WHERE dense = 0")]
     missing = sorted({*missing, *pending})
     chunks = _count(stored, "chunks")
@@ -82,6 +86,7 @@ def compact(stored: Catalog, chroma: SharedVectors, *, force: bool) -> int:
     """Give the disk space of removed documents back; returns the bytes.
 
     Chroma keeps deleted vectors in its files: the living ones are copied into a new folder, which then takes over.
+    Full vectors of an embedder that has directions are made short on the way.
     """
     if not force and not worth_compacting(stored):
         return 0
@@ -90,9 +95,15 @@ def compact(stored: Catalog, chroma: SharedVectors, *, force: bool) -> int:
         old = store.folder
         target = chroma.folder / f"vectors-{int(old.name.rpartition('-')[2]) + 1}"
         VectorStore.erase(target)  # what a killed compaction had copied
-        fresh = VectorStore(target)
+        directions, seen = store.directions, None
+        if directions is None:
+            directions = short.directions(stored.fact("embedder"), int(stored.fact("dimension")))
+            if directions is not None:
+                stored.put_directions(connection, directions)
+                seen = partial(stored.put_exact, connection)
+        fresh = VectorStore(target, directions)
         try:
-            store.copy_to(fresh)
+            store.copy_to(fresh, seen)
         except Exception:
             fresh.close()
             VectorStore.erase(target)

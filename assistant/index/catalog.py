@@ -1,4 +1,6 @@
-"""Documents, chunks and full-text search in one SQLite file. Knows no vectors; those are in Chroma.
+"""Documents, chunks and full-text search in one SQLite file. The vectors that are searched are in Chroma.
+
+Where those are short, the exact ones are here: on disk, read a few hundred at a time.
 
 Full-text search is FTS5 with external content: the index refers to the chunks' rows and keeps no second copy of the
 text. BM25 is FTS5's own (Robertson & Zaragoza 2009; k1 = 1.2, b = 0.75).
@@ -12,13 +14,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assistant.errors import IndexStoreError
 from assistant.records import Chunk, DocumentInfo, Scope
 
+from . import short
+
+if TYPE_CHECKING:
+    import numpy as np
+
 DatabaseError = sqlite3.DatabaseError
-VERSION = 3
+VERSION = 4
 _BUSY_S = 30.0
 _VARIABLES = 500  # parameters of one statement; SQLite allows 999 in its oldest builds
 
@@ -27,6 +34,12 @@ _COUNTING = (
     "UPDATE documents SET chunks = chunks + 1 WHERE number = new.document; END;",
     "CREATE TRIGGER IF NOT EXISTS chunk_discounted AFTER DELETE ON chunks BEGIN "
     "UPDATE documents SET chunks = chunks - 1 WHERE number = old.document; END;",
+)
+
+_EXACT = (
+    "CREATE TABLE IF NOT EXISTS exact(number INTEGER PRIMARY KEY REFERENCES chunks(number) ON DELETE CASCADE, "
+    "vector BLOB NOT NULL);",  # of a chunk, as short.pack writes it
+    "CREATE TABLE IF NOT EXISTS directions(matrix BLOB NOT NULL);",  # one row where Chroma's vectors are short
 )
 
 _SCHEMA = """
@@ -91,7 +104,7 @@ class Catalog:
             self._upgrade()
         elif version < VERSION:
             self._write.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} {' '.join(_COUNTING)} PRAGMA user_version = {VERSION}; COMMIT;"
+                f"BEGIN IMMEDIATE; {_SCHEMA} {' '.join(_COUNTING + _EXACT)} PRAGMA user_version = {VERSION}; COMMIT;"
             )
 
     def _connect(self, cache_mib: int) -> sqlite3.Connection:
@@ -112,6 +125,9 @@ class Catalog:
                 connection.execute("UPDATE documents SET chunks = "
                                    "(SELECT count(*) FROM chunks WHERE document = documents.number)")  # fmt: skip
                 for statement in _COUNTING:
+                    connection.execute(statement)
+            if version < VERSION:
+                for statement in _EXACT:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -155,6 +171,45 @@ class Catalog:
     def raise_fact(connection: sqlite3.Connection, name: str, by: int) -> None:
         """Add to a fact that is a number."""
         connection.execute("UPDATE facts SET value = CAST(value AS INTEGER) + ? WHERE name = ?", (by, name))
+
+    # Vectors
+
+    def vectors(self) -> tuple[str, np.ndarray | None]:
+        """Return the name of Chroma's folder and the directions of the vectors in it, None where they are full."""
+        found = self.rows("SELECT value, matrix FROM facts LEFT JOIN directions WHERE name = 'vectors'")
+        if not found or found[0][1] is None:
+            return str(found[0][0]) if found else "", None
+        return str(found[0][0]), short.unpack([_bytes(found[0][1])], int(self.fact("dimension")))
+
+    @staticmethod
+    def put_directions(connection: sqlite3.Connection, directions: np.ndarray) -> None:
+        """Note that Chroma's vectors are short, and by what."""
+        connection.execute("DELETE FROM directions")
+        connection.execute("INSERT INTO directions VALUES (?)", (b"".join(short.pack(directions)),))
+        connection.execute("INSERT OR REPLACE INTO facts VALUES ('short', ?)", (str(directions.shape[1]),))
+
+    @staticmethod
+    def put_exact(connection: sqlite3.Connection, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """Write the vectors of chunks; those they had are replaced, and those of chunks that are gone left out."""
+        connection.executemany(
+            "INSERT OR REPLACE INTO exact SELECT number, ? FROM chunks WHERE id = ?",
+            zip(short.pack(vectors), ids, strict=True),
+        )
+
+    def exact(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """Return the packed vectors of those of the chunks that have one."""
+        found: dict[str, bytes] = {}
+        for start in range(0, len(ids), _VARIABLES):
+            part = ids[start : start + _VARIABLES]
+            rows = self.rows("SELECT c.id, e.vector FROM chunks c JOIN exact e ON e.number = c.number "
+                             f"WHERE c.id IN ({marks(part)})", part)  # fmt: skip
+            found.update((str(name), _bytes(vector)) for name, vector in rows)
+        return found
+
+    def without_exact(self) -> list[str]:
+        """Return the ids of chunks that have no vector here."""
+        rows = self.rows("SELECT id FROM chunks WHERE number NOT IN (SELECT number FROM exact)")
+        return [str(row[0]) for row in rows]
 
     # Documents
 
@@ -240,6 +295,11 @@ class Catalog:
     def _found(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with self._searching:
             return self._words.execute(sql, values).fetchall()
+
+
+def _bytes(value: object) -> bytes:
+    assert isinstance(value, bytes)
+    return value
 
 
 def phrase(term: str) -> str:

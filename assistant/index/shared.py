@@ -57,7 +57,8 @@ class SharedVectors:
         if stale and (now or time.monotonic() - self._opened_at > _REOPEN_S):
             self.release()
         if self._open is None:
-            self._open = VectorStore(self.folder / self._catalog.fact("vectors", _FIRST))
+            name, directions = self._catalog.vectors()
+            self._open = VectorStore(self.folder / (name or _FIRST), directions)
             self._seen, self._opened_at = generation, time.monotonic()
         return self._open
 

@@ -1,8 +1,9 @@
 """One write path into SQLite and Chroma, so that a crash between the two is seen and mended.
 
 Chunks are first written to SQLite as pending, then their vectors to Chroma, then the mark is taken off; leaving chunks
-first leave SQLite, which notes their ids, then Chroma. Whatever breaks off in between is on record: opening finishes
-what needs no vectors, running the ingest again or ``repair`` does the rest.
+first leave SQLite, which notes their ids, then Chroma. Where Chroma's vectors are short, the exact ones are written
+with the mark and leave with their row. Whatever breaks off in between is on record: opening finishes what needs no
+vectors, running the ingest again or ``repair`` does the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from assistant.errors import IndexStoreError, StorageFullError, UnknownDocumentError
 from assistant.records import Chunk, DocumentInfo, Scope
 
-from . import care
+from . import care, short
 from .care import IndexReport
 from .catalog import Catalog, marks, visible
 from .failures import mapped
@@ -57,7 +58,10 @@ class Index:
             stored = Catalog(folder / "index.sqlite3")
             known = stored.fact("embedder")
             if not known:
+                directions = short.directions(fingerprint, dimension)
                 with stored.transaction() as connection:
+                    if directions is not None and not connection.execute("SELECT 1 FROM facts LIMIT 1").fetchone():
+                        stored.put_directions(connection, directions)
                     for name, value in (("embedder", fingerprint), ("dimension", dimension), ("vectors", "vectors-1"),
                                         ("generation", 0), ("written", 0)):  # fmt: skip
                         connection.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, str(value)))
@@ -136,6 +140,8 @@ class Index:
             ids = [chunk.id for chunk in chunks]
             with self._chroma.write() as (store, connection):
                 store.upsert(ids, vectors, [meta] * len(ids))
+                if store.directions is not None:
+                    self._catalog.put_exact(connection, ids, vectors)
                 connection.executemany("UPDATE chunks SET dense = 1 WHERE id = ?", [(name,) for name in ids])
                 self._catalog.raise_fact(connection, "written", len(ids))
 
@@ -268,7 +274,7 @@ class Index:
             where = self._where(scope, document_ids)
             for attempt in (0, 1):
                 try:
-                    return self._chroma.store().query(vectors, k, where)
+                    return self._nearest(vectors, k, where)
                 except Exception as exc:
                     # A client that is behind another process's writes may trip over them: open it again, once.
                     if attempt or not type(exc).__module__.startswith("chromadb"):
@@ -276,14 +282,28 @@ class Index:
                     self._chroma.release()
         raise AssertionError("unreachable")
 
+    def _nearest(self, vectors: np.ndarray, k: int, where: dict[str, object] | None) -> list[list[tuple[str, float]]]:
+        store = self._chroma.store()
+        if store.directions is None:
+            return store.query(vectors, k, where)
+        found = store.query(vectors, short.candidates(k), where)
+        exact = self._catalog.exact(list({name for ranking in found for name, _ in ranking}))
+        return [short.rescored(ranking, vector, exact, k) for ranking, vector in zip(found, vectors, strict=True)]
+
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Return the stored vectors of chunks, shape (len(ids), dimension).
+        """Return the vectors of chunks, shape (len(ids), dimension): exact, but for float16 in a short index.
 
         Raises:
             IndexStoreError: One of them has none.
         """
         with mapped(self.folder), self._lock:
-            return self._chroma.store().vectors_of(ids)
+            store = self._chroma.store()
+            if store.directions is None:
+                return store.vectors_of(ids)
+            exact = self._catalog.exact(ids)
+            if missing := [name for name in ids if name not in exact]:
+                raise IndexStoreError(f"{len(missing)} chunks have no vector; repair the index.")
+            return short.unpack([exact[name] for name in ids], len(ids))
 
     def lexical(self, match: str, k: int, scope: Scope, document_ids: Sequence[str] | None = None
                 ) -> list[tuple[str, float]]:  # fmt: skip
