@@ -15,9 +15,10 @@ from assistant import Assistant, Settings, memory
 from assistant.chunking import split
 from assistant.embedding import Embedder, load_embedder
 from assistant.embedding.folder import read_folder
-from assistant.errors import IndexStoreError
+from assistant.errors import IndexStoreError, StorageFullError
 from assistant.index import Index, held_dimension, short
 from assistant.index.catalog import Catalog
+from assistant.index.vectors import VectorStore
 from assistant.models import resolve
 from assistant.records import Chunk, DocumentInfo, Scope, Segment
 from assistant.settings import ROOT
@@ -67,7 +68,8 @@ def fill(index: Index, vectors: np.ndarray) -> list[str]:
 
 def held(index: Index) -> int:
     """Return how many numbers of a vector Chroma holds."""
-    return int(index._chroma.store().vectors_of(["c0"]).shape[1])
+    store = index._chroma.store()
+    return int(store.vectors_of(next(store.ids())[:1]).shape[1])
 
 
 def test_the_shortlist_of_real_text_holds_the_nearest(
@@ -196,6 +198,38 @@ def test_exact_vectors_go_with_their_chunks_and_lost_ones_are_found(tmp_path: Pa
         with closing(sqlite3.connect(folder / "index.sqlite3")) as connection:
             assert connection.execute("SELECT count(*) FROM exact").fetchone() == (0,)
         assert index.check().healthy
+
+
+@pytest.mark.usefixtures("directions")
+def test_chunks_that_could_not_leave_take_no_others_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = drawn(4)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with opened(tmp_path / "store") as index:
+        fill(index, vectors)
+        with monkeypatch.context() as patch:
+            patch.setattr(VectorStore, "delete", full)
+            with pytest.raises(StorageFullError):
+                index.drop_chunks("d", ["c2", "c3"])
+        index.add_chunks("d", [Chunk("c9", "d", 9, "text 9", 90, 98)], vectors[:1])
+        fill(index, vectors[:3])
+        index.drop_chunks("d", ["c0"])
+        assert index.dense(vectors[0], 9, ANYONE)[0][0] == "c9"
+        assert index.dense(vectors[2], 9, ANYONE)[0][0] == "c2"
+        assert index.check().healthy
+
+
+@pytest.mark.usefixtures("directions")
+def test_no_number_is_given_twice(tmp_path: Path) -> None:
+    """Chroma knows chunks by them; a process that is behind would take a chunk for another, whoever owns that."""
+    with opened(tmp_path / "store") as index:
+        fill(index, drawn(3))
+        before = set(index._catalog.keys().values())
+        index.remove_document("d")
+        fill(index, drawn(3))
+        assert not before & set(index._catalog.keys().values())
 
 
 def test_the_plan_counts_what_the_index_holds(

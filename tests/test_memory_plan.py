@@ -244,7 +244,7 @@ def test_a_parser_gets_what_is_left_and_at_least_what_a_small_file_needs() -> No
     assert memory.choose(_budget(1 << 20), []).parser_bytes(1024 * MIB) == 1024 * MIB
     assert memory.choose(_budget(1 << 20), []).parser_bytes(32 * MIB) == 64 * MIB
     least = memory.choose(_budget(1 << 20), []).needed / MIB
-    assert memory.choose(_budget(least + 100), []).parser_bytes(1024 * MIB) == 164 * MIB
+    assert memory.choose(_budget(least + 100), []).parser_bytes(1024 * MIB) == 128 * MIB
     assert memory.choose(_budget(least), []).parser_bytes(1024 * MIB) == 64 * MIB
 
 

@@ -29,6 +29,9 @@ VERSION = 4
 _BUSY_S = 30.0
 _VARIABLES = 500  # parameters of one statement; SQLite allows 999 in its oldest builds
 
+KEY = "CASE WHEN EXISTS (SELECT 1 FROM directions) THEN chunks.number ELSE chunks.id END"
+"""SQL for the name by which Chroma knows a chunk; see ``Catalog.keys``."""
+
 _COUNTING = (
     "CREATE TRIGGER IF NOT EXISTS chunk_counted AFTER INSERT ON chunks BEGIN "
     "UPDATE documents SET chunks = chunks + 1 WHERE number = new.document; END;",
@@ -58,7 +61,7 @@ CREATE TABLE IF NOT EXISTS chunks(
     places TEXT NOT NULL DEFAULT '');
 CREATE INDEX IF NOT EXISTS chunks_of_document ON chunks(document, position);
 CREATE INDEX IF NOT EXISTS chunks_pending ON chunks(number) WHERE dense = 0;
-CREATE TABLE IF NOT EXISTS leaving(id TEXT PRIMARY KEY) WITHOUT ROWID;   -- vectors that Chroma must still delete
+CREATE TABLE IF NOT EXISTS leaving(id TEXT PRIMARY KEY) WITHOUT ROWID;   -- Chroma must still delete it, a KEY
 CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(
     text, heading, content='chunks', content_rowid='number', tokenize="porter unicode61 remove_diacritics 2");
 CREATE TRIGGER IF NOT EXISTS chunk_added AFTER INSERT ON chunks BEGIN
@@ -188,22 +191,35 @@ class Catalog:
         connection.execute("INSERT INTO directions VALUES (?)", (b"".join(short.pack(directions)),))
         connection.execute("INSERT OR REPLACE INTO facts VALUES ('short', ?)", (str(directions.shape[1]),))
 
-    @staticmethod
-    def put_exact(connection: sqlite3.Connection, ids: Sequence[str], vectors: np.ndarray) -> None:
-        """Write the vectors of chunks; those they had are replaced, and those of chunks that are gone left out."""
-        connection.executemany(
-            "INSERT OR REPLACE INTO exact SELECT number, ? FROM chunks WHERE id = ?",
-            zip(short.pack(vectors), ids, strict=True),
-        )
+    def keys(self, ids: Sequence[str] | None = None) -> dict[str, str]:
+        """Return by what name Chroma knows chunks, all or those of *ids* that exist.
 
-    def exact(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """Return the packed vectors of those of the chunks that have one."""
-        found: dict[str, bytes] = {}
+        That is their id, or, where vectors are short, their number: Chroma keeps it in RAM twice.
+        """
+        if ids is None:
+            return {str(name): str(key) for name, key in self.rows(f"SELECT id, {KEY} FROM chunks")}
+        found: dict[str, str] = {}
         for start in range(0, len(ids), _VARIABLES):
             part = ids[start : start + _VARIABLES]
-            rows = self.rows("SELECT c.id, e.vector FROM chunks c JOIN exact e ON e.number = c.number "
-                             f"WHERE c.id IN ({marks(part)})", part)  # fmt: skip
-            found.update((str(name), _bytes(vector)) for name, vector in rows)
+            rows = self.rows(f"SELECT id, {KEY} FROM chunks WHERE id IN ({marks(part)})", part)
+            found.update((str(name), str(key)) for name, key in rows)
+        return found
+
+    @staticmethod
+    def put_exact(connection: sqlite3.Connection, numbers: Sequence[str], vectors: np.ndarray) -> None:
+        """Write the vectors of chunks; those they had are replaced."""
+        connection.executemany(
+            "INSERT OR REPLACE INTO exact VALUES (?, ?)", zip(numbers, short.pack(vectors), strict=True)
+        )
+
+    def exact(self, numbers: Sequence[str]) -> dict[str, tuple[str, bytes]]:
+        """Return the ids and packed vectors of those of the chunks that have one, by their numbers."""
+        found: dict[str, tuple[str, bytes]] = {}
+        for start in range(0, len(numbers), _VARIABLES):
+            part = numbers[start : start + _VARIABLES]
+            rows = self.rows("SELECT e.number, c.id, e.vector FROM exact e JOIN chunks c ON c.number = e.number "
+                             f"WHERE e.number IN ({marks(part)})", part)  # fmt: skip
+            found.update((str(number), (str(name), _bytes(vector))) for number, name, vector in rows)
         return found
 
     def without_exact(self) -> list[str]:
@@ -233,15 +249,23 @@ class Catalog:
     # Chunks
 
     def put_chunks(self, connection: sqlite3.Connection, document: int, chunks: Sequence[Chunk]) -> None:
-        """Write chunk rows as pending: their vectors are not in Chroma yet."""
+        """Write chunk rows as pending: their vectors are not in Chroma yet.
+
+        No number is given twice: Chroma may know chunks by them, and another process's client may be behind.
+        """
+        last = connection.execute(
+            "SELECT max(ifnull((SELECT max(number) FROM chunks), 0), "
+            "ifnull((SELECT CAST(value AS INTEGER) FROM facts WHERE name = 'last'), 0))"
+        ).fetchone()[0]
+        connection.execute("INSERT OR REPLACE INTO facts VALUES ('last', ?)", (str(last + len(chunks)),))
         connection.executemany(
-            'INSERT INTO chunks(id, document, position, text, "start", "end", page, line, "row", heading, places, '
-            "dense) VALUES (?,?,?,?,?,?,?,?,?,?,?,0) ON CONFLICT(id) DO UPDATE SET document=excluded.document, "
-            'position=excluded.position, text=excluded.text, "start"=excluded."start", "end"=excluded."end", '
-            'page=excluded.page, line=excluded.line, "row"=excluded."row", heading=excluded.heading, '
-            "places=excluded.places, dense=0",
-            [(c.id, document, c.position, c.text, c.start, c.end, c.page, c.line, c.row, c.heading, _places(c))
-             for c in chunks],
+            'INSERT INTO chunks(number, id, document, position, text, "start", "end", page, line, "row", heading, '
+            "places, dense) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,0) ON CONFLICT(id) DO UPDATE SET "
+            'document=excluded.document, position=excluded.position, text=excluded.text, "start"=excluded."start", '
+            '"end"=excluded."end", page=excluded.page, line=excluded.line, "row"=excluded."row", '
+            "heading=excluded.heading, places=excluded.places, dense=0",
+            [(number, c.id, document, c.position, c.text, c.start, c.end, c.page, c.line, c.row, c.heading, _places(c))
+             for number, c in enumerate(chunks, last + 1)],
         )  # fmt: skip
 
     def move_chunks(self, connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> None:

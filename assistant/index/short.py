@@ -11,7 +11,7 @@ vectors in Chroma. An index holds the directions it was made with, so that bette
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,18 +72,13 @@ def candidates(k: int) -> int:
     return max(_WIDER * k, _LEAST)
 
 
-def rescored(found: Sequence[tuple[str, float]], vector: np.ndarray, exact: Mapping[str, bytes], k: int
-             ) -> list[tuple[str, float]]:  # fmt: skip
-    """Order candidates by their exact cosine to *vector*, (dimension,), and return the first *k*.
-
-    One without an exact vector is left out: its chunk left meanwhile, or the index needs repair.
-    """
+def rescored(found: Sequence[tuple[str, bytes]], vector: np.ndarray, k: int) -> list[tuple[str, float]]:
+    """Order candidates, ids and packed vectors, by their cosine to *vector*, (dimension,); return the first *k*."""
     import numpy as np
 
-    names = [name for name, _ in found if name in exact]
-    if not names:
+    if not found:
         return []
-    own = unpack([exact[name] for name in names])
+    own = unpack([packed for _, packed in found])
     lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(vector)
     cosines = own @ vector / np.maximum(lengths, 1e-9)
-    return [(names[n], float(cosines[n])) for n in np.argsort(-cosines, kind="stable")[:k]]
+    return [(found[n][0], float(cosines[n])) for n in np.argsort(-cosines, kind="stable")[:k]]

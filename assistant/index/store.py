@@ -19,7 +19,7 @@ from assistant.records import Chunk, DocumentInfo, Scope
 
 from . import care, short
 from .care import IndexReport
-from .catalog import Catalog, marks, visible
+from .catalog import KEY, Catalog, marks, visible
 from .failures import mapped
 from .shared import SharedVectors
 
@@ -139,9 +139,7 @@ class Index:
                 self._catalog.put_chunks(connection, int(str(number)), chunks)
             ids = [chunk.id for chunk in chunks]
             with self._chroma.write() as (store, connection):
-                store.upsert(ids, vectors, [meta] * len(ids))
-                if store.directions is not None:
-                    self._catalog.put_exact(connection, ids, vectors)
+                self._chroma.put(store, connection, ids, vectors, [meta] * len(ids))
                 connection.executemany("UPDATE chunks SET dense = 1 WHERE id = ?", [(name,) for name in ids])
                 self._catalog.raise_fact(connection, "written", len(ids))
 
@@ -157,7 +155,7 @@ class Index:
         with mapped(self.folder):
             with self._catalog.transaction() as connection:
                 rows = [(name,) for name in ids]
-                connection.executemany("INSERT OR IGNORE INTO leaving VALUES (?)", rows)
+                connection.executemany(f"INSERT OR IGNORE INTO leaving SELECT {KEY} FROM chunks WHERE id = ?", rows)
                 connection.executemany("DELETE FROM chunks WHERE id = ?", rows)
             self._sweep()
 
@@ -170,10 +168,10 @@ class Index:
         with mapped(self.folder):
             with self._catalog.transaction() as connection:
                 connection.execute(
-                    "INSERT OR IGNORE INTO leaving SELECT c.id FROM chunks c JOIN documents d ON d.number = c.document "
-                    "WHERE d.id = ?", (document_id,))  # fmt: skip
-                connection.execute("DELETE FROM chunks WHERE document = (SELECT number FROM documents WHERE id = ?)",
-                                   (document_id,))  # fmt: skip
+                    f"INSERT OR IGNORE INTO leaving SELECT {KEY} FROM chunks WHERE document = ({_NUMBER})",
+                    (document_id,),
+                )
+                connection.execute(f"DELETE FROM chunks WHERE document = ({_NUMBER})", (document_id,))
                 if not connection.execute("DELETE FROM documents WHERE id = ?", (document_id,)).rowcount:
                     raise UnknownDocumentError(f"No document {document_id} is in the index.")
             self._sweep()
@@ -287,8 +285,11 @@ class Index:
         if store.directions is None:
             return store.query(vectors, k, where)
         found = store.query(vectors, short.candidates(k), where)
-        exact = self._catalog.exact(list({name for ranking in found for name, _ in ranking}))
-        return [short.rescored(ranking, vector, exact, k) for ranking, vector in zip(found, vectors, strict=True)]
+        exact = self._catalog.exact(list({key for ranking in found for key, _ in ranking}))
+        return [
+            short.rescored([exact[key] for key, _ in ranking if key in exact], vector, k)  # others left meanwhile
+            for ranking, vector in zip(found, vectors, strict=True)
+        ]
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Return the vectors of chunks, shape (len(ids), dimension): exact, but for float16 in a short index.
@@ -300,7 +301,7 @@ class Index:
             store = self._chroma.store()
             if store.directions is None:
                 return store.vectors_of(ids)
-            exact = self._catalog.exact(ids)
+            exact = dict(self._catalog.exact(list(self._catalog.keys(ids).values())).values())
             if missing := [name for name in ids if name not in exact]:
                 raise IndexStoreError(f"{len(missing)} chunks have no vector; repair the index.")
             return short.unpack([exact[name] for name in ids], len(ids))
@@ -370,11 +371,10 @@ class Index:
 
     def _sweep(self) -> None:
         """Finish what a crash left: vectors of removed chunks, folders of a compaction."""
-        leaving = [str(row[0]) for row in self._catalog.rows("SELECT id FROM leaving")]
-        if leaving:
+        if self._catalog.rows("SELECT 1 FROM leaving LIMIT 1"):
             with self._chroma.write() as (store, connection):
-                store.delete(leaving)
-                connection.executemany("DELETE FROM leaving WHERE id = ?", [(name,) for name in leaving])
+                store.delete([str(row[0]) for row in self._catalog.rows("SELECT id FROM leaving")])
+                connection.execute("DELETE FROM leaving")
         self._chroma.sweep()
 
     def _all_visible(self, scope: Scope) -> bool:

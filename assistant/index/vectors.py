@@ -6,7 +6,7 @@ Where it has directions to project them to it holds short vectors; full ones go 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,16 +96,16 @@ class VectorStore:
         for start in range(0, self.count(), _BATCH):
             yield list(self._rows.get(limit=_BATCH, offset=start, include=[])["ids"])
 
-    def copy_to(self, other: VectorStore, seen: Callable[[Sequence[str], np.ndarray], None] | None = None) -> None:
-        """Write every vector into *other*, which may hold them shorter; *seen* is called with each page of them."""
-        put = other.upsert if self.directions is None else other._put  # short ones are not projected again
+    def pages(self) -> Iterator[tuple[list[str], np.ndarray, list[Mapping[str, str]]]]:
+        """Yield all ids, vectors as they are held, and metadata, a page at a time."""
         for ids in self.ids():
-            rows = self._rows.get(ids=ids, include=["embeddings", "metadatas"])
-            vectors: Any = rows["embeddings"]
-            metadatas: Any = rows["metadatas"]
-            if seen is not None:
-                seen(rows["ids"], vectors)
-            put(rows["ids"], vectors, metadatas)
+            rows: Any = self._rows.get(ids=ids, include=["embeddings", "metadatas"])
+            yield rows["ids"], rows["embeddings"], rows["metadatas"]
+
+    def copy_to(self, other: VectorStore) -> None:
+        """Write every vector into *other*, which holds them in the same way."""
+        for ids, vectors, metadatas in self.pages():
+            other._put(ids, vectors, metadatas)
 
     def close(self) -> None:
         """Close the client: its RAM goes back to the allocator."""

@@ -30,11 +30,15 @@ WORKING_SHARE = 0.25
 _ENTRY_BYTES = 660
 """RSS of a chunk in Chroma's index beside its vector: its links, its id of 32 characters, their tables."""
 
-PARSER_BYTES = 64 * MIB
-"""RSS of one parser child reading a plain document; it is given what is left, at least this."""
+PARSER_BYTES = 28 * MIB
+"""RSS of one parser child: 20 MiB for text, 23 to 28 for HTML, Office and PDF files of up to 0.8 MB."""
 
-PARSER_FILE_BYTES = 8 * MIB
+PARSER_FILE_BYTES = 10 * MIB
 """File pages in it: the interpreter's code and its libraries'."""
+
+PARSER_SPACE_BYTES = 64 * MIB
+"""Address space that a parser may take at least. A sheet that needs all of it has an RSS of 52 MiB: what is above
+the plan is headroom's, and a batch waits for it as for any parser's."""
 
 INGEST_BYTES = 40 * MIB
 """Growth while documents are embedded: a batch's activations, its texts and vectors, the writers' buffers."""
@@ -174,7 +178,7 @@ class MemoryPlan:
 
     def parser_bytes(self, most: int) -> int:
         """What one parser may take: *most*, but no more than the budget leaves, at least what a small file needs."""
-        return max(PARSER_BYTES, min(most, max(0, self.left) + self.part("parser")))
+        return max(PARSER_SPACE_BYTES, min(most, max(0, self.left) + self.part("parser")))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
