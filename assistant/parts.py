@@ -290,16 +290,19 @@ def stored_chunks(store_dir: Path) -> int:
 
 def _chunk_bytes(parts: Parts) -> int:
     """Return what the index keeps in RAM of a chunk: its vectors are short or full."""
-    held = _stored(parts.settings.store_dir, "SELECT value FROM facts WHERE name IN ('short', 'dimension') "
-                                             "ORDER BY name = 'short' DESC")  # fmt: skip
+    short, full = (
+        _stored(parts.settings.store_dir, f"SELECT value FROM facts WHERE name = '{name}'")
+        for name in ("short", "dimension")
+    )
     path = parts.resolved_embedder.path
-    if not held and path is not None:
+    if not full and path is not None:
         from .embedding.folder import read_folder
-        from .index import held_dimension
+        from .index import short_dimension
 
         folder = read_folder(path)
-        held = held_dimension(folder.fingerprint, int(folder.config.get("hidden_size") or 1024))
-    return memory.bytes_a_chunk(held)
+        full = int(folder.config.get("hidden_size") or 1024)
+        short = short_dimension(folder.fingerprint, full)
+    return memory.bytes_a_chunk(short or full, short=bool(short))
 
 
 def _stored(store_dir: Path, sql: str) -> int:

@@ -16,7 +16,7 @@ from assistant.chunking import split
 from assistant.embedding import Embedder, load_embedder
 from assistant.embedding.folder import read_folder
 from assistant.errors import IndexStoreError, StorageFullError
-from assistant.index import Index, held_dimension, short
+from assistant.index import Index, short, short_dimension
 from assistant.index.catalog import Catalog
 from assistant.index.vectors import VectorStore
 from assistant.models import resolve
@@ -89,7 +89,7 @@ def test_the_shortlist_of_real_text_holds_the_nearest(
         shares = [len({name for name, _ in own} & {names[n] for n in best}) / 10
                   for own, best in zip(found, true, strict=True)]  # fmt: skip
         assert np.mean(shares) > 0.97
-        assert held(index) == held_dimension(embedder.fingerprint, embedder.dimension) < embedder.dimension / 2
+        assert held(index) == short_dimension(embedder.fingerprint, embedder.dimension) < embedder.dimension / 2
         for own, question in zip(found, questions, strict=True):
             cosines = vectors[[names.index(name) for name, _ in own]] @ question
             assert [cosine for _, cosine in own] == pytest.approx(cosines.tolist(), abs=1e-3)
@@ -252,7 +252,7 @@ def test_the_plan_counts_what_the_index_holds(
             return plan.chunk_bytes
 
     made_by = read_folder(packaged_models / "all-minilm-l6-v2").fingerprint
-    small, full = memory.bytes_a_chunk(held_dimension(made_by, 384)), memory.bytes_a_chunk(384)
+    small, full = memory.bytes_a_chunk(short_dimension(made_by, 384), short=True), memory.bytes_a_chunk(384)
     assert small < 0.6 * full
     assert planned() == small
     with monkeypatch.context() as patch:

@@ -6,7 +6,7 @@ once, in SQLite.
 """
 
 from .care import IndexReport
-from .short import held_dimension
+from .short import short_dimension
 from .store import Index
 
-__all__ = ["Index", "IndexReport", "held_dimension"]
+__all__ = ["Index", "IndexReport", "short_dimension"]

@@ -49,10 +49,10 @@ def directions(fingerprint: str, dimension: int) -> np.ndarray | None:
     return np.asarray(found, np.float32)
 
 
-def held_dimension(fingerprint: str, dimension: int) -> int:
-    """Return how many numbers a new index holds in RAM of each vector of an embedder."""
+def short_dimension(fingerprint: str, dimension: int) -> int:
+    """Return how many numbers a short vector of an embedder has in a new index; 0 where it keeps full ones."""
     found = directions(fingerprint, dimension)
-    return dimension if found is None else int(found.shape[1])
+    return 0 if found is None else int(found.shape[1])
 
 
 def pack(vectors: np.ndarray) -> list[bytes]:

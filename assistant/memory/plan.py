@@ -27,8 +27,9 @@ MIB = 1 << 20
 WORKING_SHARE = 0.25
 """Of file pages, what a process under pressure from its cgroup keeps using; see docs/memory.md."""
 
-_ENTRY_BYTES = 660
-"""RSS of a chunk in Chroma's index beside its vector: its links, its id of 32 characters, their tables."""
+_ENTRY_BYTES, _SHORT_ENTRY_BYTES = 660, 540
+"""RSS of a chunk in Chroma's index beside its vector: links, its id of 32 characters (its number in an index of short
+vectors), and their tables."""
 
 PARSER_BYTES = 28 * MIB
 """RSS of one parser child: 20 MiB for text, 23 to 28 for HTML, Office and PDF files of up to 0.8 MB."""
@@ -52,9 +53,9 @@ CONTEXT_LADDER = (2048, 1536, 1024, 768, 512)
 Origin = Literal["measured", "estimated"]
 
 
-def bytes_a_chunk(dimension: int) -> int:
-    """Return what Chroma's index takes of RSS for a chunk, whose vector it holds as *dimension* floats."""
-    return _ENTRY_BYTES + 4 * dimension
+def bytes_a_chunk(dimension: int, *, short: bool = False) -> int:
+    """Return what Chroma's index takes of RSS for a chunk, whose full or *short* vector has *dimension* floats."""
+    return (_SHORT_ENTRY_BYTES if short else _ENTRY_BYTES) + 4 * dimension
 
 
 _FULL = bytes_a_chunk(384)
