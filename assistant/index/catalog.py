@@ -163,6 +163,12 @@ class Catalog:
         with self._reading:
             return self._read.execute(sql, values).fetchall()
 
+    def _of(self, sql: str, values: Sequence[str]) -> Iterator[tuple[object, ...]]:
+        """Yield the rows of *sql*, which ends with ``IN``, for any number of values."""
+        for start in range(0, len(values), _VARIABLES):
+            part = values[start : start + _VARIABLES]
+            yield from self.rows(f"{sql} ({marks(part)})", part)
+
     # Facts
 
     def fact(self, name: str, default: str = "") -> str:
@@ -198,12 +204,7 @@ class Catalog:
         """
         if ids is None:
             return {str(name): str(key) for name, key in self.rows(f"SELECT id, {KEY} FROM chunks")}
-        found: dict[str, str] = {}
-        for start in range(0, len(ids), _VARIABLES):
-            part = ids[start : start + _VARIABLES]
-            rows = self.rows(f"SELECT id, {KEY} FROM chunks WHERE id IN ({marks(part)})", part)
-            found.update((str(name), str(key)) for name, key in rows)
-        return found
+        return {str(name): str(key) for name, key in self._of(f"SELECT id, {KEY} FROM chunks WHERE id IN", ids)}
 
     @staticmethod
     def put_exact(connection: sqlite3.Connection, numbers: Sequence[str], vectors: np.ndarray) -> None:
@@ -212,15 +213,17 @@ class Catalog:
             "INSERT OR REPLACE INTO exact VALUES (?, ?)", zip(numbers, short.pack(vectors), strict=True)
         )
 
-    def exact(self, numbers: Sequence[str]) -> dict[str, tuple[str, bytes]]:
-        """Return the ids and packed vectors of those of the chunks that have one, by their numbers."""
-        found: dict[str, tuple[str, bytes]] = {}
-        for start in range(0, len(numbers), _VARIABLES):
-            part = numbers[start : start + _VARIABLES]
-            rows = self.rows("SELECT e.number, c.id, e.vector FROM exact e JOIN chunks c ON c.number = e.number "
-                             f"WHERE e.number IN ({marks(part)})", part)  # fmt: skip
-            found.update((str(number), (str(name), _bytes(vector))) for number, name, vector in rows)
-        return found
+    def exact(self, numbers: Sequence[str]) -> dict[str, bytes]:
+        """Return by number the packed vectors of those of the chunks that have one."""
+        sql = "SELECT number, vector FROM exact WHERE number IN"
+        return {str(number): _bytes(vector) for number, vector in self._of(sql, numbers)}
+
+    def ids(self, numbers: Sequence[str]) -> dict[str, str]:
+        """Return by number the ids of those of the chunks that exist."""
+        return {
+            str(number): str(name)
+            for number, name in self._of("SELECT number, id FROM chunks WHERE number IN", numbers)
+        }
 
     def without_exact(self) -> list[str]:
         """Return the ids of chunks that have no vector here."""

@@ -73,7 +73,7 @@ def candidates(k: int) -> int:
 
 
 def rescored(found: Sequence[tuple[str, bytes]], vector: np.ndarray, k: int) -> list[tuple[str, float]]:
-    """Order candidates, ids and packed vectors, by their cosine to *vector*, (dimension,); return the first *k*."""
+    """Order candidates, names and packed vectors, by their cosine to *vector*, (dimension,); return the first *k*."""
     import numpy as np
 
     if not found:

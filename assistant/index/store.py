@@ -286,10 +286,12 @@ class Index:
             return store.query(vectors, k, where)
         found = store.query(vectors, short.candidates(k), where)
         exact = self._catalog.exact(list({key for ranking in found for key, _ in ranking}))
-        return [
-            short.rescored([exact[key] for key, _ in ranking if key in exact], vector, k)  # others left meanwhile
+        best = [
+            short.rescored([(key, exact[key]) for key, _ in ranking if key in exact], vector, k)
             for ranking, vector in zip(found, vectors, strict=True)
         ]
+        names = self._catalog.ids(list({key for ranking in best for key, _ in ranking}))
+        return [[(names[key], cosine) for key, cosine in ranking if key in names] for ranking in best]
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Return the vectors of chunks, shape (len(ids), dimension): exact, but for float16 in a short index.
@@ -301,10 +303,11 @@ class Index:
             store = self._chroma.store()
             if store.directions is None:
                 return store.vectors_of(ids)
-            exact = dict(self._catalog.exact(list(self._catalog.keys(ids).values())).values())
-            if missing := [name for name in ids if name not in exact]:
+            keys = self._catalog.keys(ids)
+            exact = self._catalog.exact(list(keys.values()))
+            if missing := [name for name in ids if keys.get(name) not in exact]:
                 raise IndexStoreError(f"{len(missing)} chunks have no vector; repair the index.")
-            return short.unpack([exact[name] for name in ids], len(ids))
+            return short.unpack([exact[keys[name]] for name in ids], len(ids))
 
     def lexical(self, match: str, k: int, scope: Scope, document_ids: Sequence[str] | None = None
                 ) -> list[tuple[str, float]]:  # fmt: skip
