@@ -321,7 +321,6 @@ class MemoryGate:
         Raises:
             MemoryBudgetError: It won't; the message says how much would fit.
         """
-        self._before_ingest = None
         new = self._new_chunks()
         needed = self.plan.for_index(new + chunks)
         added = chunks * self.plan.chunk_bytes
@@ -336,9 +335,10 @@ class MemoryGate:
             )  # fmt: skip
 
     def _with_batch(self) -> int:
-        """Predict the peak of a batch: what the plan gives an ingest, over what was occupied before it began.
+        """Predict the peak of a batch: what the plan gives an ingest, over what was occupied before the first began.
 
-        What an ingest has grown by already stays for its next batches, so it is not asked for again.
+        What an ingest has grown by already stays, for its next batches and for later ingests, so it is not asked for
+        again.
         """
         now = occupied(self.plan)
         self._before_ingest = min(now, self._before_ingest or now)
