@@ -15,7 +15,7 @@ from functools import partial
 
 from .errors import BusyError, MemoryBudgetError, StoppedError
 from .memory import MemoryPlan, anonymous_rss, rss
-from .memory.plan import CHUNK_BYTES, WORKING_SHARE
+from .memory.plan import WORKING_SHARE
 from .units import format_bytes
 
 _POLL_S = 0.05
@@ -321,13 +321,13 @@ class MemoryGate:
         Raises:
             MemoryBudgetError: It won't; the message says how much would fit.
         """
-        self._before_ingest = None
         new = self._new_chunks()
         needed = self.plan.for_index(new + chunks)
+        added = chunks * self.plan.chunk_bytes
         if needed > self.plan.budget.bytes:
             room = max(0, self.plan.chunks_left() - new)
             raise MemoryBudgetError(
-                f"These documents are about {chunks:,} passages, which take {format_bytes(chunks * CHUNK_BYTES)} of "
+                f"These documents are about {chunks:,} passages, which take {format_bytes(added)} of "
                 f"RAM in the index; with everything else that is {format_bytes(needed)}, and the budget is "
                 f"{format_bytes(self.plan.budget.bytes)}. About {room:,} passages would fit. Nothing was added: raise "
                 "memory_budget, or add fewer documents.",
@@ -335,9 +335,10 @@ class MemoryGate:
             )  # fmt: skip
 
     def _with_batch(self) -> int:
-        """Predict the peak of a batch: what the plan gives an ingest, over what was occupied before it began.
+        """Predict the peak of a batch: what the plan gives an ingest, over what was occupied before the first began.
 
-        What an ingest has grown by already stays for its next batches, so it is not asked for again.
+        What an ingest has grown by already stays, for its next batches and for later ingests, so it is not asked for
+        again.
         """
         now = occupied(self.plan)
         self._before_ingest = min(now, self._before_ingest or now)

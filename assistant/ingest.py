@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from .chunking import split
 from .errors import DocumentError, DocumentTooLargeError, EmptyDocumentError
 from .loaders import Cancelled, File, Parser, find
-from .memory.plan import CHUNK_BYTES
 from .records import SHARED, Chunk, DocumentInfo, IngestProgress, IngestReport
 from .settings import Settings
 from .units import format_bytes
@@ -51,7 +50,7 @@ class Ingestor:
         embedder: Makes the vectors, and counts tokens.
         settings: Limits of files and parsers.
         check: Asked before an ingest with the number of chunks expected; raises when the index would not fit in RAM.
-        admit: Asked before each batch with the bytes it adds to the index and those its parser has; raises or waits
+        admit: Asked before each batch with the number of its chunks and the bytes that its parser has; raises or waits
             when they do not fit.
     """
 
@@ -296,7 +295,7 @@ class _Run:
         if not batch:
             return
         if self._admit is not None:
-            self._admit(len(batch) * CHUNK_BYTES, self._parser.rss)
+            self._admit(len(batch), self._parser.rss)
         vectors = self._embedder.embed([chunk.text for _, chunk in batch], remember=True)
         start = 0
         while start < len(batch):

@@ -114,7 +114,7 @@ class Parts:
         ]
         return memory.report(
             self.budget, _wanted_models(self), others, context_tokens=settings.context_tokens,
-            chunks=stored_chunks(settings.store_dir),
+            chunks=stored_chunks(settings.store_dir), chunk_bytes=_chunk_bytes(self),
         )  # fmt: skip
 
     @property
@@ -195,7 +195,7 @@ class Parts:
         memory.release()
         return max(0, before - memory.rss())
 
-    def admit_batch(self, index_bytes: int, parser_bytes: int) -> None:
+    def admit_batch(self, chunks: int, parser_bytes: int) -> None:
         """Let the next batch of an ingest start, when there is room; called before each.
 
         Raises:
@@ -203,7 +203,7 @@ class Parts:
         """
         self.used()  # an ingest of hours is no idleness
         memory.log_rss("a batch of an ingest")
-        self.gate.batch(index_bytes, parser_bytes)
+        self.gate.batch(chunks * self.plan.chunk_bytes, parser_bytes)
 
     def unload(self) -> None:
         """Drop the models from RAM; they come back by memory-mapping when next used."""
@@ -262,7 +262,7 @@ def _make_plan(parts: Parts) -> memory.MemoryPlan:
     plan = memory.choose(
         parts.budget, _wanted_models(parts), context_tokens=settings.context_tokens,
         chunks=stored_chunks(settings.store_dir), remote=parts.resolved_model.kind == "url",
-        browser="gradio" in sys.modules, prefix_cache=settings.prefix_cache,
+        browser="gradio" in sys.modules, prefix_cache=settings.prefix_cache, chunk_bytes=_chunk_bytes(parts),
     )  # fmt: skip
     for note in plan.notes:
         logger.info(note)
@@ -285,12 +285,35 @@ def _wanted_models(parts: Parts) -> list[memory.ModelNeeds]:
 
 def stored_chunks(store_dir: Path) -> int:
     """Return how many chunks the index holds, without opening it."""
+    return _stored(store_dir, "SELECT count(*) FROM chunks")
+
+
+def _chunk_bytes(parts: Parts) -> int:
+    """Return what the index keeps in RAM of a chunk: its vectors are short or full."""
+    short, full = (
+        _stored(parts.settings.store_dir, f"SELECT value FROM facts WHERE name = '{name}'")
+        for name in ("short", "dimension")
+    )
+    path = parts.resolved_embedder.path
+    if not full and path is not None:
+        from .embedding.folder import read_folder
+        from .index import short_dimension
+
+        folder = read_folder(path)
+        full = int(folder.config.get("hidden_size") or 1024)
+        short = short_dimension(folder.fingerprint, full)
+    return memory.bytes_a_chunk(short or full, short=bool(short))
+
+
+def _stored(store_dir: Path, sql: str) -> int:
+    """Return the number that *sql* finds first in the index; 0 where there is none."""
     path = store_dir / "index.sqlite3"
     if not path.is_file():
         return 0
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5)) as connection:
-            return int(connection.execute("SELECT count(*) FROM chunks").fetchone()[0])
+            found = connection.execute(sql).fetchone()
+            return int(found[0]) if found else 0
     except sqlite3.Error:  # damaged or of another version: whoever opens it says so
         return 0
 

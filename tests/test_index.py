@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from assistant.errors import IndexStoreError, StorageFullError, UnknownDocumentError
-from assistant.index import Index
+from assistant.index import Index, short
 from assistant.index.failures import explain
 from assistant.index.vectors import VectorStore
 from assistant.records import SHARED, Chunk, DocumentInfo, Scope
@@ -53,6 +53,17 @@ def fill(index: Index, name: str, texts: Sequence[str], **who: str) -> list[Chun
 
 def opened(folder: Path) -> Index:
     return Index.open(folder, dimension=DIMENSION, fingerprint="test")
+
+
+@pytest.fixture(autouse=True, params=["full", "short"])
+def _vectors(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test on an index whose vectors are full, and on one where Chroma holds a part of their numbers."""
+    folder = tmp_path / "directions"
+    folder.mkdir()
+    monkeypatch.setattr(short, "FOLDER", folder)
+    if request.param == "short":
+        turned = np.linalg.qr(np.random.default_rng(0).standard_normal((DIMENSION, DIMENSION)))[0]
+        np.save(folder / "test.npy", turned[:, : DIMENSION // 2].astype("<f2"))
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from assistant.embedding import Embedder, load_embedder
 from assistant.errors import MemoryBudgetError, StorageFullError
 from assistant.index import Index
 from assistant.ingest import Ingestor
-from assistant.memory.plan import CHUNK_BYTES
 from assistant.models import resolve
 from assistant.records import IngestProgress, Scope
 from assistant.settings import Settings
@@ -213,7 +212,7 @@ def test_it_asks_before_it_takes_memory(index: Index, embedder: Counting, folder
     ingestor = Ingestor(index, embedder, admit=lambda *amounts: admitted.append(amounts))
     actual = ingestor.ingest([folder]).chunks_embedded
     assert actual / 2 < asked[0] < actual * 3
-    assert sum(added for added, _ in admitted) == actual * CHUNK_BYTES
+    assert sum(added for added, _ in admitted) == actual
     assert all(parser > 5 << 20 for _, parser in admitted)  # a process of Python's
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from . import short
 from .catalog import Catalog, DatabaseError
 from .shared import SharedVectors
 from .vectors import VectorStore
+
+if TYPE_CHECKING:
+    import sqlite3
 
 _WASTE = 0.25  # compact once this share of the vectors written was deleted: the copying is worth it then
 _LEAST_WASTE = 100  # and so many: below, it is a few hundred kilobytes
@@ -17,8 +22,8 @@ class IndexReport:
     """What a check found.
 
     Attributes:
-        missing_vectors: Ids of chunks that Chroma does not hold: lexical search alone finds them.
-        stray_vectors: Ids in Chroma that no chunk has.
+        missing_vectors: Ids of chunks whose vector, short or exact, is not there: lexical search alone finds them.
+        stray_vectors: Names in Chroma that no chunk has.
         problems: What is wrong, in words for people; empty when all is well.
     """
 
@@ -48,9 +53,12 @@ def check(stored: Catalog, chroma: SharedVectors, *, thorough: bool) -> IndexRep
     store = chroma.store(now=True)
     vectors = store.count()
     if thorough:
-        known = {str(row[0]) for row in stored.rows("SELECT id FROM chunks")}
-        present = {name for page in store.ids() for name in page}
-        missing, stray = sorted(known - present), sorted(present - known)
+        known = stored.keys()
+        present = {key for page in store.ids() for key in page}
+        missing = [name for name, key in known.items() if key not in present]
+        stray = sorted(present.difference(known.values()))
+        if store.directions is not None:
+            missing += stored.without_exact()
     pending = [str(row[0]) for row in stored.rows("SELECT id FROM chunks WHERE dense = 0")]
     missing = sorted({*missing, *pending})
     chunks = _count(stored, "chunks")
@@ -82,6 +90,7 @@ def compact(stored: Catalog, chroma: SharedVectors, *, force: bool) -> int:
     """Give the disk space of removed documents back; returns the bytes.
 
     Chroma keeps deleted vectors in its files: the living ones are copied into a new folder, which then takes over.
+    Full vectors of an embedder that has directions are made short on the way.
     """
     if not force and not worth_compacting(stored):
         return 0
@@ -90,9 +99,15 @@ def compact(stored: Catalog, chroma: SharedVectors, *, force: bool) -> int:
         old = store.folder
         target = chroma.folder / f"vectors-{int(old.name.rpartition('-')[2]) + 1}"
         VectorStore.erase(target)  # what a killed compaction had copied
-        fresh = VectorStore(target)
+        directions = store.directions
+        if directions is None:
+            directions = short.directions(stored.fact("embedder"), int(stored.fact("dimension")))
+        fresh = VectorStore(target, directions)
         try:
-            store.copy_to(fresh)
+            if directions is store.directions:
+                store.copy_to(fresh)
+            else:
+                _shorten(stored, connection, store, fresh)
         except Exception:
             fresh.close()
             VectorStore.erase(target)
@@ -106,6 +121,19 @@ def compact(stored: Catalog, chroma: SharedVectors, *, force: bool) -> int:
         connection.execute("INSERT INTO words(words) VALUES ('optimize')")
     stored.vacuum()
     return max(0, before - VectorStore.bytes_on_disk(chroma.folder))
+
+
+def _shorten(stored: Catalog, connection: sqlite3.Connection, store: VectorStore, fresh: VectorStore) -> None:
+    """Copy full vectors into a store of short ones, which knows chunks by their numbers."""
+    assert fresh.directions is not None
+    numbers = {str(name): str(number) for name, number in stored.rows("SELECT id, number FROM chunks")}
+    for ids, vectors, metadatas in store.pages():
+        kept = [n for n, name in enumerate(ids) if name in numbers]
+        named = [numbers[ids[n]] for n in kept]
+        fresh.upsert(named, vectors[kept], [metadatas[n] for n in kept])
+        stored.put_exact(connection, named, vectors[kept])
+    connection.execute("DELETE FROM leaving")  # what was to leave was not copied
+    stored.put_directions(connection, fresh.directions)
 
 
 def _count(stored: Catalog, table: str) -> int:

@@ -1,4 +1,6 @@
-"""Documents, chunks and full-text search in one SQLite file. Knows no vectors; those are in Chroma.
+"""Documents, chunks and full-text search in one SQLite file. The vectors that are searched are in Chroma.
+
+Where those are short, the exact ones are here: on disk, read a few hundred at a time.
 
 Full-text search is FTS5 with external content: the index refers to the chunks' rows and keeps no second copy of the
 text. BM25 is FTS5's own (Robertson & Zaragoza 2009; k1 = 1.2, b = 0.75).
@@ -12,21 +14,35 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assistant.errors import IndexStoreError
 from assistant.records import Chunk, DocumentInfo, Scope
 
+from . import short
+
+if TYPE_CHECKING:
+    import numpy as np
+
 DatabaseError = sqlite3.DatabaseError
-VERSION = 3
+VERSION = 4
 _BUSY_S = 30.0
 _VARIABLES = 500  # parameters of one statement; SQLite allows 999 in its oldest builds
+
+KEY = "CASE WHEN EXISTS (SELECT 1 FROM directions) THEN chunks.number ELSE chunks.id END"
+"""SQL for the name by which Chroma knows a chunk; see ``Catalog.keys``."""
 
 _COUNTING = (
     "CREATE TRIGGER IF NOT EXISTS chunk_counted AFTER INSERT ON chunks BEGIN "
     "UPDATE documents SET chunks = chunks + 1 WHERE number = new.document; END;",
     "CREATE TRIGGER IF NOT EXISTS chunk_discounted AFTER DELETE ON chunks BEGIN "
     "UPDATE documents SET chunks = chunks - 1 WHERE number = old.document; END;",
+)
+
+_EXACT = (
+    "CREATE TABLE IF NOT EXISTS exact(number INTEGER PRIMARY KEY REFERENCES chunks(number) ON DELETE CASCADE, "
+    "vector BLOB NOT NULL);",  # of a chunk, as short.pack writes it
+    "CREATE TABLE IF NOT EXISTS directions(matrix BLOB NOT NULL);",  # one row where Chroma's vectors are short
 )
 
 _SCHEMA = """
@@ -45,7 +61,7 @@ CREATE TABLE IF NOT EXISTS chunks(
     places TEXT NOT NULL DEFAULT '');
 CREATE INDEX IF NOT EXISTS chunks_of_document ON chunks(document, position);
 CREATE INDEX IF NOT EXISTS chunks_pending ON chunks(number) WHERE dense = 0;
-CREATE TABLE IF NOT EXISTS leaving(id TEXT PRIMARY KEY) WITHOUT ROWID;   -- vectors that Chroma must still delete
+CREATE TABLE IF NOT EXISTS leaving(id TEXT PRIMARY KEY) WITHOUT ROWID;   -- Chroma must still delete it, a KEY
 CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(
     text, heading, content='chunks', content_rowid='number', tokenize="porter unicode61 remove_diacritics 2");
 CREATE TRIGGER IF NOT EXISTS chunk_added AFTER INSERT ON chunks BEGIN
@@ -91,7 +107,7 @@ class Catalog:
             self._upgrade()
         elif version < VERSION:
             self._write.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} {' '.join(_COUNTING)} PRAGMA user_version = {VERSION}; COMMIT;"
+                f"BEGIN IMMEDIATE; {_SCHEMA} {' '.join(_COUNTING + _EXACT)} PRAGMA user_version = {VERSION}; COMMIT;"
             )
 
     def _connect(self, cache_mib: int) -> sqlite3.Connection:
@@ -112,6 +128,9 @@ class Catalog:
                 connection.execute("UPDATE documents SET chunks = "
                                    "(SELECT count(*) FROM chunks WHERE document = documents.number)")  # fmt: skip
                 for statement in _COUNTING:
+                    connection.execute(statement)
+            if version < VERSION:
+                for statement in _EXACT:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -144,6 +163,12 @@ class Catalog:
         with self._reading:
             return self._read.execute(sql, values).fetchall()
 
+    def _of(self, sql: str, values: Sequence[str]) -> Iterator[tuple[object, ...]]:
+        """Yield the rows of *sql*, which ends with ``IN``, for any number of values."""
+        for start in range(0, len(values), _VARIABLES):
+            part = values[start : start + _VARIABLES]
+            yield from self.rows(f"{sql} ({marks(part)})", part)
+
     # Facts
 
     def fact(self, name: str, default: str = "") -> str:
@@ -155,6 +180,55 @@ class Catalog:
     def raise_fact(connection: sqlite3.Connection, name: str, by: int) -> None:
         """Add to a fact that is a number."""
         connection.execute("UPDATE facts SET value = CAST(value AS INTEGER) + ? WHERE name = ?", (by, name))
+
+    # Vectors
+
+    def vectors(self) -> tuple[str, np.ndarray | None]:
+        """Return the name of Chroma's folder and the directions of the vectors in it, None where they are full."""
+        found = self.rows("SELECT value, matrix FROM facts LEFT JOIN directions WHERE name = 'vectors'")
+        if not found or found[0][1] is None:
+            return str(found[0][0]) if found else "", None
+        return str(found[0][0]), short.unpack([_bytes(found[0][1])], int(self.fact("dimension")))
+
+    @staticmethod
+    def put_directions(connection: sqlite3.Connection, directions: np.ndarray) -> None:
+        """Note that Chroma's vectors are short, and by what."""
+        connection.execute("DELETE FROM directions")
+        connection.execute("INSERT INTO directions VALUES (?)", (b"".join(short.pack(directions)),))
+        connection.execute("INSERT OR REPLACE INTO facts VALUES ('short', ?)", (str(directions.shape[1]),))
+
+    def keys(self, ids: Sequence[str] | None = None) -> dict[str, str]:
+        """Return by what name Chroma knows chunks, all or those of *ids* that exist.
+
+        That is their id, or, where vectors are short, their number: Chroma keeps it in RAM twice.
+        """
+        if ids is None:
+            return {str(name): str(key) for name, key in self.rows(f"SELECT id, {KEY} FROM chunks")}
+        return {str(name): str(key) for name, key in self._of(f"SELECT id, {KEY} FROM chunks WHERE id IN", ids)}
+
+    @staticmethod
+    def put_exact(connection: sqlite3.Connection, numbers: Sequence[str], vectors: np.ndarray) -> None:
+        """Write the vectors of chunks; those they had are replaced."""
+        connection.executemany(
+            "INSERT OR REPLACE INTO exact VALUES (?, ?)", zip(numbers, short.pack(vectors), strict=True)
+        )
+
+    def exact(self, numbers: Sequence[str]) -> dict[str, bytes]:
+        """Return by number the packed vectors of those of the chunks that have one."""
+        sql = "SELECT number, vector FROM exact WHERE number IN"
+        return {str(number): _bytes(vector) for number, vector in self._of(sql, numbers)}
+
+    def ids(self, numbers: Sequence[str]) -> dict[str, str]:
+        """Return by number the ids of those of the chunks that exist."""
+        return {
+            str(number): str(name)
+            for number, name in self._of("SELECT number, id FROM chunks WHERE number IN", numbers)
+        }
+
+    def without_exact(self) -> list[str]:
+        """Return the ids of chunks that have no vector here."""
+        rows = self.rows("SELECT id FROM chunks WHERE number NOT IN (SELECT number FROM exact)")
+        return [str(row[0]) for row in rows]
 
     # Documents
 
@@ -178,15 +252,23 @@ class Catalog:
     # Chunks
 
     def put_chunks(self, connection: sqlite3.Connection, document: int, chunks: Sequence[Chunk]) -> None:
-        """Write chunk rows as pending: their vectors are not in Chroma yet."""
+        """Write chunk rows as pending: their vectors are not in Chroma yet.
+
+        No number is given twice: Chroma may know chunks by them, and another process's client may be behind.
+        """
+        last = connection.execute(
+            "SELECT max(ifnull((SELECT max(number) FROM chunks), 0), "
+            "ifnull((SELECT CAST(value AS INTEGER) FROM facts WHERE name = 'last'), 0))"
+        ).fetchone()[0]
+        connection.execute("INSERT OR REPLACE INTO facts VALUES ('last', ?)", (str(last + len(chunks)),))
         connection.executemany(
-            'INSERT INTO chunks(id, document, position, text, "start", "end", page, line, "row", heading, places, '
-            "dense) VALUES (?,?,?,?,?,?,?,?,?,?,?,0) ON CONFLICT(id) DO UPDATE SET document=excluded.document, "
-            'position=excluded.position, text=excluded.text, "start"=excluded."start", "end"=excluded."end", '
-            'page=excluded.page, line=excluded.line, "row"=excluded."row", heading=excluded.heading, '
-            "places=excluded.places, dense=0",
-            [(c.id, document, c.position, c.text, c.start, c.end, c.page, c.line, c.row, c.heading, _places(c))
-             for c in chunks],
+            'INSERT INTO chunks(number, id, document, position, text, "start", "end", page, line, "row", heading, '
+            "places, dense) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,0) ON CONFLICT(id) DO UPDATE SET "
+            'document=excluded.document, position=excluded.position, text=excluded.text, "start"=excluded."start", '
+            '"end"=excluded."end", page=excluded.page, line=excluded.line, "row"=excluded."row", '
+            "heading=excluded.heading, places=excluded.places, dense=0",
+            [(number, c.id, document, c.position, c.text, c.start, c.end, c.page, c.line, c.row, c.heading, _places(c))
+             for number, c in enumerate(chunks, last + 1)],
         )  # fmt: skip
 
     def move_chunks(self, connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> None:
@@ -240,6 +322,11 @@ class Catalog:
     def _found(self, sql: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with self._searching:
             return self._words.execute(sql, values).fetchall()
+
+
+def _bytes(value: object) -> bytes:
+    assert isinstance(value, bytes)
+    return value
 
 
 def phrase(term: str) -> str:

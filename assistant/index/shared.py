@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ from .vectors import VectorStore
 
 if TYPE_CHECKING:
     import sqlite3
+
+    import numpy as np
 
 _REOPEN_S = 3.0  # a reader follows another process's running ingest at most this often
 _FIRST = "vectors-1"
@@ -57,7 +59,8 @@ class SharedVectors:
         if stale and (now or time.monotonic() - self._opened_at > _REOPEN_S):
             self.release()
         if self._open is None:
-            self._open = VectorStore(self.folder / self._catalog.fact("vectors", _FIRST))
+            name, directions = self._catalog.vectors()
+            self._open = VectorStore(self.folder / (name or _FIRST), directions)
             self._seen, self._opened_at = generation, time.monotonic()
         return self._open
 
@@ -74,6 +77,21 @@ class SharedVectors:
                     self.release()
                 raise
             self._seen = self.generation
+
+    def put(self, store: VectorStore, connection: sqlite3.Connection, ids: Sequence[str], vectors: np.ndarray,
+            metadatas: Sequence[Mapping[str, str]]) -> None:  # fmt: skip
+        """Write the vectors of chunks into *store*, and where it holds short ones the exact ones into the catalog.
+
+        Vectors of chunks that are gone meanwhile are left out.
+        """
+        keys = self._catalog.keys(ids)
+        kept = [n for n, name in enumerate(ids) if name in keys]
+        named = [keys[ids[n]] for n in kept]
+        store.upsert(named, vectors[kept], [metadatas[n] for n in kept])
+        if store.directions is not None:
+            self._catalog.put_exact(connection, named, vectors[kept])
+        # A chunk that was to leave may be back: it stays.
+        connection.executemany("DELETE FROM leaving WHERE id = ?", [(key,) for key in named])
 
     def sweep(self) -> None:
         """Erase folders of vectors that a compaction left when it was killed."""

@@ -1,8 +1,9 @@
 """One write path into SQLite and Chroma, so that a crash between the two is seen and mended.
 
 Chunks are first written to SQLite as pending, then their vectors to Chroma, then the mark is taken off; leaving chunks
-first leave SQLite, which notes their ids, then Chroma. Whatever breaks off in between is on record: opening finishes
-what needs no vectors, running the ingest again or ``repair`` does the rest.
+first leave SQLite, which notes their ids, then Chroma. Where Chroma's vectors are short, the exact ones are written
+with the mark and leave with their row. Whatever breaks off in between is on record: opening finishes what needs no
+vectors, running the ingest again or ``repair`` does the rest.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING
 from assistant.errors import IndexStoreError, StorageFullError, UnknownDocumentError
 from assistant.records import Chunk, DocumentInfo, Scope
 
-from . import care
+from . import care, short
 from .care import IndexReport
-from .catalog import Catalog, marks, visible
+from .catalog import KEY, Catalog, marks, visible
 from .failures import mapped
 from .shared import SharedVectors
 
@@ -57,7 +58,10 @@ class Index:
             stored = Catalog(folder / "index.sqlite3")
             known = stored.fact("embedder")
             if not known:
+                directions = short.directions(fingerprint, dimension)
                 with stored.transaction() as connection:
+                    if directions is not None and not connection.execute("SELECT 1 FROM facts LIMIT 1").fetchone():
+                        stored.put_directions(connection, directions)
                     for name, value in (("embedder", fingerprint), ("dimension", dimension), ("vectors", "vectors-1"),
                                         ("generation", 0), ("written", 0)):  # fmt: skip
                         connection.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, str(value)))
@@ -135,7 +139,7 @@ class Index:
                 self._catalog.put_chunks(connection, int(str(number)), chunks)
             ids = [chunk.id for chunk in chunks]
             with self._chroma.write() as (store, connection):
-                store.upsert(ids, vectors, [meta] * len(ids))
+                self._chroma.put(store, connection, ids, vectors, [meta] * len(ids))
                 connection.executemany("UPDATE chunks SET dense = 1 WHERE id = ?", [(name,) for name in ids])
                 self._catalog.raise_fact(connection, "written", len(ids))
 
@@ -151,7 +155,7 @@ class Index:
         with mapped(self.folder):
             with self._catalog.transaction() as connection:
                 rows = [(name,) for name in ids]
-                connection.executemany("INSERT OR IGNORE INTO leaving VALUES (?)", rows)
+                connection.executemany(f"INSERT OR IGNORE INTO leaving SELECT {KEY} FROM chunks WHERE id = ?", rows)
                 connection.executemany("DELETE FROM chunks WHERE id = ?", rows)
             self._sweep()
 
@@ -164,10 +168,10 @@ class Index:
         with mapped(self.folder):
             with self._catalog.transaction() as connection:
                 connection.execute(
-                    "INSERT OR IGNORE INTO leaving SELECT c.id FROM chunks c JOIN documents d ON d.number = c.document "
-                    "WHERE d.id = ?", (document_id,))  # fmt: skip
-                connection.execute("DELETE FROM chunks WHERE document = (SELECT number FROM documents WHERE id = ?)",
-                                   (document_id,))  # fmt: skip
+                    f"INSERT OR IGNORE INTO leaving SELECT {KEY} FROM chunks WHERE document = ({_NUMBER})",
+                    (document_id,),
+                )
+                connection.execute(f"DELETE FROM chunks WHERE document = ({_NUMBER})", (document_id,))
                 if not connection.execute("DELETE FROM documents WHERE id = ?", (document_id,)).rowcount:
                     raise UnknownDocumentError(f"No document {document_id} is in the index.")
             self._sweep()
@@ -268,7 +272,7 @@ class Index:
             where = self._where(scope, document_ids)
             for attempt in (0, 1):
                 try:
-                    return self._chroma.store().query(vectors, k, where)
+                    return self._nearest(vectors, k, where)
                 except Exception as exc:
                     # A client that is behind another process's writes may trip over them: open it again, once.
                     if attempt or not type(exc).__module__.startswith("chromadb"):
@@ -276,14 +280,34 @@ class Index:
                     self._chroma.release()
         raise AssertionError("unreachable")
 
+    def _nearest(self, vectors: np.ndarray, k: int, where: dict[str, object] | None) -> list[list[tuple[str, float]]]:
+        store = self._chroma.store()
+        if store.directions is None:
+            return store.query(vectors, k, where)
+        found = store.query(vectors, short.candidates(k), where)
+        exact = self._catalog.exact(list({key for ranking in found for key, _ in ranking}))
+        best = [
+            short.rescored([(key, exact[key]) for key, _ in ranking if key in exact], vector, k)
+            for ranking, vector in zip(found, vectors, strict=True)
+        ]
+        names = self._catalog.ids(list({key for ranking in best for key, _ in ranking}))
+        return [[(names[key], cosine) for key, cosine in ranking if key in names] for ranking in best]
+
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Return the stored vectors of chunks, shape (len(ids), dimension).
+        """Return the vectors of chunks, shape (len(ids), dimension): exact, but for float16 in a short index.
 
         Raises:
             IndexStoreError: One of them has none.
         """
         with mapped(self.folder), self._lock:
-            return self._chroma.store().vectors_of(ids)
+            store = self._chroma.store()
+            if store.directions is None:
+                return store.vectors_of(ids)
+            keys = self._catalog.keys(ids)
+            exact = self._catalog.exact(list(keys.values()))
+            if missing := [name for name in ids if keys.get(name) not in exact]:
+                raise IndexStoreError(f"{len(missing)} chunks have no vector; repair the index.")
+            return short.unpack([exact[keys[name]] for name in ids], len(ids))
 
     def lexical(self, match: str, k: int, scope: Scope, document_ids: Sequence[str] | None = None
                 ) -> list[tuple[str, float]]:  # fmt: skip
@@ -350,11 +374,10 @@ class Index:
 
     def _sweep(self) -> None:
         """Finish what a crash left: vectors of removed chunks, folders of a compaction."""
-        leaving = [str(row[0]) for row in self._catalog.rows("SELECT id FROM leaving")]
-        if leaving:
+        if self._catalog.rows("SELECT 1 FROM leaving LIMIT 1"):
             with self._chroma.write() as (store, connection):
-                store.delete(leaving)
-                connection.executemany("DELETE FROM leaving WHERE id = ?", [(name,) for name in leaving])
+                store.delete([str(row[0]) for row in self._catalog.rows("SELECT id FROM leaving")])
+                connection.execute("DELETE FROM leaving")
         self._chroma.sweep()
 
     def _all_visible(self, scope: Scope) -> bool:

@@ -1,4 +1,7 @@
-"""Chroma as a store of vectors: open, write, query, copy, close. Knows ids and vectors, never texts."""
+"""Chroma as a store of vectors: open, write, query, copy, close. Knows ids and vectors, never texts.
+
+Where it has directions to project them to it holds short vectors; full ones go in and ask all the same.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,18 @@ class VectorStore:
 
     Distances are cosine. A folder must not be open twice in a process: Chroma shares its system by path, and closing
     one handle would leave the other's memory behind.
+
+    Args:
+        folder: Where it is.
+        directions: What vectors are projected to, (dimension, fewer); None keeps them whole.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, directions: np.ndarray | None = None) -> None:
         import chromadb
         from chromadb.config import Settings
 
         self.folder = folder
+        self.directions = directions
         self._client: Any = chromadb.PersistentClient(
             str(folder), settings=Settings(anonymized_telemetry=False, is_persistent=True, allow_reset=False)
         )
@@ -41,6 +49,12 @@ class VectorStore:
 
     def upsert(self, ids: Sequence[str], vectors: np.ndarray, metadatas: Sequence[Mapping[str, str]]) -> None:
         """Write vectors of shape (len(ids), dimension); those of known ids are replaced."""
+        self._put(ids, self._held(vectors), metadatas)
+
+    def _held(self, vectors: np.ndarray) -> np.ndarray:
+        return vectors if self.directions is None else vectors @ self.directions
+
+    def _put(self, ids: Sequence[str], vectors: np.ndarray, metadatas: Sequence[Mapping[str, str]]) -> None:
         for start in range(0, len(ids), _BATCH):
             part = slice(start, start + _BATCH)
             self._rows.upsert(
@@ -55,16 +69,18 @@ class VectorStore:
     def query(self, vectors: np.ndarray, k: int, where: dict[str, Any] | None = None) -> list[list[tuple[str, float]]]:
         """Return for each of the vectors (n, dimension) the *k* nearest ids with their cosine, nearest first.
 
+        The cosine is that of what is held: a guess where that is short.
+
         There may be fewer than *k*; counting first would take longer than the query.
         """
-        found = self._rows.query(query_embeddings=vectors, n_results=k, where=where, include=["distances"])
+        found = self._rows.query(query_embeddings=self._held(vectors), n_results=k, where=where, include=["distances"])
         return [
             [(name, 1.0 - float(distance)) for name, distance in zip(names, distances, strict=True)]
             for names, distances in zip(found["ids"], found["distances"] or [], strict=True)
         ]
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Return the vectors of *ids*, in that order."""
+        """Return the vectors of *ids* as they are held, in that order."""
         import numpy as np
 
         found: dict[str, Any] = {}
@@ -80,13 +96,16 @@ class VectorStore:
         for start in range(0, self.count(), _BATCH):
             yield list(self._rows.get(limit=_BATCH, offset=start, include=[])["ids"])
 
-    def copy_to(self, other: VectorStore) -> None:
-        """Write every vector into *other*."""
+    def pages(self) -> Iterator[tuple[list[str], np.ndarray, list[Mapping[str, str]]]]:
+        """Yield all ids, vectors as they are held, and metadata, a page at a time."""
         for ids in self.ids():
-            rows = self._rows.get(ids=ids, include=["embeddings", "metadatas"])
-            vectors: Any = rows["embeddings"]
-            metadatas: Any = rows["metadatas"]
-            other.upsert(rows["ids"], vectors, metadatas)
+            rows: Any = self._rows.get(ids=ids, include=["embeddings", "metadatas"])
+            yield rows["ids"], rows["embeddings"], rows["metadatas"]
+
+    def copy_to(self, other: VectorStore) -> None:
+        """Write every vector into *other*, which holds them in the same way."""
+        for ids, vectors, metadatas in self.pages():
+            other._put(ids, vectors, metadatas)
 
     def close(self) -> None:
         """Close the client: its RAM goes back to the allocator."""

@@ -17,7 +17,7 @@ from .measure import (
     trim,
 )
 from .needs import ModelNeeds, read_needs
-from .plan import MemoryPlan, MemoryReport, Part, choose, report
+from .plan import MemoryPlan, MemoryReport, Part, bytes_a_chunk, choose, report
 from .trace import Growth, MemoryTrace
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Part",
     "PeakMeter",
     "anonymous_rss",
+    "bytes_a_chunk",
     "cap_arenas",
     "cgroup_limit",
     "choose",

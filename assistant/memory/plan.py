@@ -27,11 +27,19 @@ MIB = 1 << 20
 WORKING_SHARE = 0.25
 """Of file pages, what a process under pressure from its cgroup keeps using; see docs/memory.md."""
 
-CHUNK_BYTES = 2_300
-"""RSS that Chroma's index takes for one chunk of 384 floats: 2.0 to 2.1 kB at 50,000 chunks, and a tenth to spare."""
+_ENTRY_BYTES, _SHORT_ENTRY_BYTES = 660, 540
+"""RSS of a chunk in Chroma's index beside its vector: links, its id of 32 characters (its number in an index of short
+vectors), and their tables."""
 
-PARSER_BYTES = 64 * MIB
-"""RSS of one parser child reading a plain document; it is given what is left, at least this."""
+PARSER_BYTES = 28 * MIB
+"""RSS of one parser child: 20 MiB for text, 23 to 28 for HTML, Office and PDF files of up to 0.8 MB."""
+
+PARSER_FILE_BYTES = 10 * MIB
+"""File pages in it: the interpreter's code and its libraries'."""
+
+PARSER_SPACE_BYTES = 64 * MIB
+"""Address space that a parser may take at least. A sheet that needs all of it has an RSS of 52 MiB: what is above
+the plan is headroom's, and a batch waits for it as for any parser's."""
 
 INGEST_BYTES = 40 * MIB
 """Growth while documents are embedded: a batch's activations, its texts and vectors, the writers' buffers."""
@@ -43,6 +51,14 @@ CONTEXT_LADDER = (2048, 1536, 1024, 768, 512)
 """Contexts tried, longest first; below 512 tokens there is no room for evidence and an answer."""
 
 Origin = Literal["measured", "estimated"]
+
+
+def bytes_a_chunk(dimension: int, *, short: bool = False) -> int:
+    """Return what Chroma's index takes of RSS for a chunk, whose full or *short* vector has *dimension* floats."""
+    return (_SHORT_ENTRY_BYTES if short else _ENTRY_BYTES) + 4 * dimension
+
+
+_FULL = bytes_a_chunk(384)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +97,7 @@ class MemoryPlan:
         notes: What was given up to fit, in words for people; empty when nothing was.
         prefix_cache_bytes: May be kept of prompts between turns, out of what is left.
         chunks: In the index when the plan was made.
+        chunk_bytes: What one takes there.
     """
 
     budget: Budget
@@ -90,6 +107,7 @@ class MemoryPlan:
     notes: tuple[str, ...] = ()
     prefix_cache_bytes: int = 0
     chunks: int = 0
+    chunk_bytes: int = _FULL
 
     @property
     def dtype(self) -> str:
@@ -106,8 +124,9 @@ class MemoryPlan:
         """What has to be there at the same time: *total*, less file pages the kernel would drop from a full cgroup."""
         if not self.budget.enforced:
             return self.total
-        file = sum(part.file for part in self.parts)
-        return self.total - file + int(file * WORKING_SHARE)
+        return self._phase("", share=WORKING_SHARE) + max(
+            self._phase("turn", share=WORKING_SHARE), self._phase("ingest", share=WORKING_SHARE)
+        )
 
     @property
     def left(self) -> int:
@@ -135,8 +154,9 @@ class MemoryPlan:
         """RSS between turns, in bytes: everything loaded, nothing under way."""
         return self._phase("") - self.part("headroom")
 
-    def _phase(self, phase: str) -> int:
-        return sum(part.bytes for part in self.parts if part.phase == phase)
+    def _phase(self, phase: str, *, share: float = 1.0) -> int:
+        """Sum the parts of a phase, with *share* of their file pages."""
+        return sum(part.anonymous + int(part.file * share) for part in self.parts if part.phase == phase)
 
     def for_turn(self, prompt_tokens: int, new_tokens: int) -> int:
         """Predict the peak RSS of a turn in bytes."""
@@ -151,15 +171,15 @@ class MemoryPlan:
 
     def for_index(self, more_chunks: int) -> int:
         """Return what is needed with *more_chunks* in the index, in bytes."""
-        return self.needed + more_chunks * CHUNK_BYTES
+        return self.needed + more_chunks * self.chunk_bytes
 
     def chunks_left(self) -> int:
         """How many more chunks the budget can hold."""
-        return max(0, self.left) // CHUNK_BYTES
+        return max(0, self.left) // self.chunk_bytes
 
     def parser_bytes(self, most: int) -> int:
         """What one parser may take: *most*, but no more than the budget leaves, at least what a small file needs."""
-        return max(PARSER_BYTES, min(most, max(0, self.left) + self.part("parser")))
+        return max(PARSER_SPACE_BYTES, min(most, max(0, self.left) + self.part("parser")))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -192,7 +212,7 @@ class MemoryPlan:
 
 def choose(budget: Budget, models: Sequence[ModelNeeds], *, context_tokens: int = 0, chunks: int = 0,
            browser: bool = True, ingest: bool = True, remote: bool = False, prefix_cache: bool = False,
-           loaded: int = 0) -> MemoryPlan:  # fmt: skip
+           loaded: int = 0, chunk_bytes: int = _FULL) -> MemoryPlan:  # fmt: skip
     """Choose what fits: int8 over bf16, then a shorter context, then no chat model; in this order, and said.
 
     Args:
@@ -205,18 +225,21 @@ def choose(budget: Budget, models: Sequence[ModelNeeds], *, context_tokens: int 
         remote: Whether the chat model is behind a URL.
         prefix_cache: Whether prompts may be kept between turns where there is room.
         loaded: RSS of what is loaded beside the assistant (a script's own data), in bytes.
+        chunk_bytes: What a chunk takes, by ``bytes_a_chunk``.
 
     Raises:
         MemoryBudgetError: Even the least does not fit; the message holds the sum.
     """
-    common = _common(chunks=chunks, browser=browser, ingest=ingest, remote=remote, loaded=loaded)
+    common = _common(chunks=chunks, browser=browser, ingest=ingest, remote=remote, loaded=loaded,
+                     chunk_bytes=chunk_bytes)  # fmt: skip
     first: MemoryPlan | None = None
     for model, context in _ladder(models, context_tokens):
-        plan = MemoryPlan(budget, (*common, *_model_parts(model, context)), model, context, chunks=chunks)
+        plan = MemoryPlan(budget, (*common, *_model_parts(model, context)), model, context, chunks=chunks,
+                          chunk_bytes=chunk_bytes)  # fmt: skip
         first = first or plan
         if plan.fits:
             return _with_prefix_cache(replace(plan, notes=_said(first, plan)), prefix_cache)
-    plan = MemoryPlan(budget, common, None, 0, chunks=chunks)
+    plan = MemoryPlan(budget, common, None, 0, chunks=chunks, chunk_bytes=chunk_bytes)
     if not plan.fits:
         raise MemoryBudgetError(
             f"The memory budget of {format_bytes(budget.bytes)} ({budget.words}) is too small: even without a chat "
@@ -264,7 +287,8 @@ class MemoryReport:
 
 
 def report(budget: Budget, models: Sequence[ModelNeeds], others: Sequence[ModelNeeds], *, context_tokens: int = 0,
-           chunks: int = 0, browser: bool = True, ingest: bool = True) -> MemoryReport:  # fmt: skip
+           chunks: int = 0, browser: bool = True, ingest: bool = True, chunk_bytes: int = _FULL
+           ) -> MemoryReport:  # fmt: skip
     """Plan, and list what else would fit.
 
     Args:
@@ -275,13 +299,15 @@ def report(budget: Budget, models: Sequence[ModelNeeds], others: Sequence[ModelN
         chunks: In the index now.
         browser: Whether the browser chat runs in this process.
         ingest: Whether documents may be ingested while it runs.
+        chunk_bytes: As for :func:`choose`.
     """
     plan, refusal = None, ""
     try:
-        plan = choose(budget, models, context_tokens=context_tokens, chunks=chunks, browser=browser, ingest=ingest)
+        plan = choose(budget, models, context_tokens=context_tokens, chunks=chunks, browser=browser, ingest=ingest,
+                      chunk_bytes=chunk_bytes)  # fmt: skip
     except MemoryBudgetError as exc:
         refusal = str(exc)
-    common = _common(chunks=chunks, browser=browser, ingest=ingest, remote=False, loaded=0)
+    common = _common(chunks=chunks, browser=browser, ingest=ingest, remote=False, loaded=0, chunk_bytes=chunk_bytes)
     found = [
         MemoryPlan(budget, (*common, *_model_parts(model, context)), model, context)
         for model in others
@@ -317,19 +343,21 @@ def _with_prefix_cache(plan: MemoryPlan, wanted: bool) -> MemoryPlan:
     return replace(plan, parts=(*plan.parts, part), prefix_cache_bytes=amount)
 
 
-def _common(*, chunks: int, browser: bool, ingest: bool, remote: bool, loaded: int) -> tuple[Part, ...]:
+def _common(*, chunks: int, browser: bool, ingest: bool, remote: bool, loaded: int, chunk_bytes: int
+            ) -> tuple[Part, ...]:  # fmt: skip
     names = ["base", *(["browser"] if browser else []), *(["remote"] if remote else [])]
     libraries = [LIBRARIES[name] for name in names]
     parts = [
         Part("interpreter and libraries", sum(cost.bytes for cost in libraries), sum(cost.file for cost in libraries),
              words="torch, Chroma, LangChain" + (", Gradio" if browser else "")),
         Part("embedder", EMBEDDER.bytes, EMBEDDER.file, words="all-MiniLM-L6-v2"),
-        Part("index", LIBRARIES["store"].bytes + chunks * CHUNK_BYTES, words=f"{chunks:,} chunks"),
+        Part("index", LIBRARIES["store"].bytes + chunks * chunk_bytes, words=f"{chunks:,} chunks"),
         Part("search", LIBRARIES["search"].bytes, words="one question's queries, hits and quotes", phase="turn"),
     ]  # fmt: skip
     if ingest:
         parts.append(Part("ingest", INGEST_BYTES, words="a batch on its way into the index", phase="ingest"))
-        parts.append(Part("parser", PARSER_BYTES, words="in a process of its own", phase="ingest", elsewhere=True))
+        parts.append(Part("parser", PARSER_BYTES, PARSER_FILE_BYTES, words="in a process of its own",
+                          phase="ingest", elsewhere=True))  # fmt: skip
     if loaded:
         parts.append(Part("caller", loaded, origin="measured", words="what the script itself holds"))
     parts.append(Part("headroom", HEADROOM_BYTES))
