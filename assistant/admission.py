@@ -292,12 +292,14 @@ class MemoryGate:
                 return replace(limits, actions=said)
         raise self._refusal("This question", predicted)
 
-    def batch(self, growth_bytes: int, beside_bytes: int = 0, *, patience_s: float = 120.0) -> None:
+    def batch(self, growth_bytes: int, beside_bytes: int = 0, *, share: float = 1.0, patience_s: float = 120.0
+              ) -> None:  # fmt: skip
         """Let a batch of an ingest start, when need be after the turn that holds the room.
 
         Args:
             growth_bytes: By which it makes the index grow; what embedding takes is in the plan.
             beside_bytes: Taken by the parser's process.
+            share: Of what embedding takes at most, what this batch takes: a few chunks need little.
             patience_s: How long to wait for room.
 
         Raises:
@@ -305,10 +307,10 @@ class MemoryGate:
         """
         deadline = time.monotonic() + patience_s
         growth_bytes += beside_bytes
-        predicted = self._with_batch() + growth_bytes
+        predicted = self._with_batch(share) + growth_bytes
         while predicted > self.plan.budget.bytes:
             self._free()
-            predicted = self._with_batch() + growth_bytes
+            predicted = self._with_batch(share) + growth_bytes
             if predicted <= self.plan.budget.bytes:
                 return
             if time.monotonic() > deadline:
@@ -334,7 +336,7 @@ class MemoryGate:
                 needed_bytes=needed, budget_bytes=self.plan.budget.bytes,
             )  # fmt: skip
 
-    def _with_batch(self) -> int:
+    def _with_batch(self, share: float) -> int:
         """Predict the peak of a batch: what the plan gives an ingest, over what was occupied before the first began.
 
         What an ingest has grown by already stays, for its next batches and for later ingests, so it is not asked for
@@ -342,7 +344,7 @@ class MemoryGate:
         """
         now = occupied(self.plan)
         self._before_ingest = min(now, self._before_ingest or now)
-        return max(now + _BATCH_BYTES, self._before_ingest + self.plan.part("ingest"))
+        return max(now + int(_BATCH_BYTES * share), self._before_ingest + int(self.plan.part("ingest") * share))
 
     def _refusal(self, what: str, predicted: int) -> MemoryBudgetError:
         budget = self.plan.budget.bytes

@@ -187,11 +187,17 @@ class Parts:
         return memory.release()
 
     def release_more(self) -> int:
-        """Give back also what a turn can do without, prompts kept between turns; returns the bytes RSS fell by."""
+        """Give back also what a turn can do without: prompts kept between turns, the catalog's pages.
+
+        Returns:
+            Bytes by which RSS fell.
+        """
         before = memory.rss()
-        chat_model = self._made.get("chat_model")
+        chat_model, index = self._made.get("chat_model"), self._made.get("index")
         if chat_model is not None:
             chat_model.release_caches()
+        if index is not None:
+            index.shrink()
         memory.release()
         return max(0, before - memory.rss())
 
@@ -201,9 +207,12 @@ class Parts:
         Raises:
             MemoryBudgetError: There is none, and none came.
         """
+        from .embedding import BATCH_TEXTS
+
         self.used()  # an ingest of hours is no idleness
         memory.log_rss("a batch of an ingest")
-        self.gate.batch(chunks * self.plan.chunk_bytes, parser_bytes)
+        share = min(1.0, chunks / BATCH_TEXTS)
+        self.gate.batch(chunks * self.plan.chunk_bytes, parser_bytes, share=share)
 
     def unload(self) -> None:
         """Drop the models from RAM; they come back by memory-mapping when next used."""

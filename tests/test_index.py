@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from assistant import memory
 from assistant.errors import IndexStoreError, StorageFullError, UnknownDocumentError
 from assistant.index import Index, short
 from assistant.index.failures import explain
@@ -346,3 +347,14 @@ def test_closing_twice_is_fine_and_using_it_after_is_an_error(tmp_path: Path) ->
     index.close()
     with pytest.raises(IndexStoreError, match="closed"):
         index.dense(vectors_of(["x"])[0], 1, ANYONE)
+
+
+def test_shrinking_frees_the_catalogs_pages_and_search_goes_on(index: Index) -> None:
+    texts = [f"Row {number} " + f"{number:x} " * 400 for number in range(3000)]
+    fill(index, "big.txt", texts)
+    memory.release()
+    before = memory.anonymous_rss()
+    index.shrink()
+    memory.release()
+    assert before - memory.anonymous_rss() > 3 << 20
+    assert index.chunk_count() == 3000

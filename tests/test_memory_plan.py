@@ -236,6 +236,13 @@ def test_what_an_ingest_has_grown_by_is_not_asked_for_again() -> None:
         _gate(30)[0].batch(0, patience_s=0)
 
 
+def test_a_few_chunks_need_little_room() -> None:
+    gate, _ = _gate(25)
+    gate.batch(0, share=0.25, patience_s=0)
+    with pytest.raises(MemoryBudgetError, match="The next batch"):
+        gate.batch(0, patience_s=0)
+
+
 def test_a_parser_at_work_counts() -> None:
     gate, _ = _gate(70)
     gate.batch(0, 10 * MIB, patience_s=0)

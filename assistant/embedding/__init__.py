@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from .backends import Backend
     from .cache import EmbeddingCache
 
-__all__ = ["Embedder", "load_embedder"]
+__all__ = ["BATCH_TEXTS", "Embedder", "load_embedder"]
+
+BATCH_TEXTS = 8
+"""Texts that go through the model at a time, at most."""
 
 _TOKENS_A_STEP = 1024
 """Padded tokens a batch may have: bounds activations, and how long a generation waits for one batch."""
@@ -136,7 +139,7 @@ class Embedder(Embeddings):
         if cache is not None:
             cache.close()
 
-    def embed(self, texts: Sequence[str], *, batch_size: int = 8, remember: bool = False,
+    def embed(self, texts: Sequence[str], *, batch_size: int = BATCH_TEXTS, remember: bool = False,
               beside: bool = False) -> np.ndarray:  # fmt: skip
         """Embed texts; batches hold texts of like length, and other work is served between two of them.
 

@@ -95,6 +95,11 @@ class Index:
         """Close Chroma's client alone, giving back the RAM of the vectors; the next search opens it again."""
         self._chroma.release()
 
+    def shrink(self) -> None:
+        """Free what SQLite keeps of the catalog in RAM; the vectors stay."""
+        with mapped(self.folder):
+            self._catalog.shrink()
+
     # Writing
 
     def begin_document(self, info: DocumentInfo) -> None:
