@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,10 +134,15 @@ def _ingest(assistant: Assistant, folder: Path) -> tuple[int, int]:
     path.write_text("".join(WORDS.format(n * 7, n % 11, n % 60) for n in range(2_000)), encoding="utf-8")
     most, done = 0, threading.Event()
 
+    own = psutil.Process()
+
     def watch() -> None:
         nonlocal most
         while not done.wait(0.01):
-            most = max(most, sum(tree_rss(child.pid) for child in psutil.Process().children()))
+            with suppress(psutil.Error):
+                # A fork that has not become the parser yet shows our own pages: they would count twice.
+                parsers = [child for child in own.children() if child.cmdline() != own.cmdline()]
+                most = max(most, sum(tree_rss(child.pid) for child in parsers))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
