@@ -230,7 +230,7 @@ def test_what_an_ingest_has_grown_by_is_not_asked_for_again() -> None:
     grown[::4096] = b"x" * len(grown[::4096])
     gate.batch(0, patience_s=0)
     with pytest.raises(MemoryBudgetError):
-        gate.ingest(0)  # a later one; this plan has room for no index
+        gate.ingest(10**9)  # a later one, far too large
     gate.batch(0, patience_s=0)
     with pytest.raises(MemoryBudgetError):
         _gate(30)[0].batch(0, patience_s=0)
