@@ -6,8 +6,12 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from assistant.embedding import Embedder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
@@ -23,6 +27,20 @@ def packaged_models() -> Path:
     if not (folder / "smollm2-135m-instruct").is_dir():
         pytest.fail("the packaged models are not prepared: run `make models` (make test does) first")
     return folder
+
+
+@pytest.fixture(scope="module")
+def embedder(packaged_models: Path) -> Iterator[Embedder]:
+    """The packaged embedder, on a worker of its own."""
+    from assistant.embedding import load_embedder  # not for the tests that need no model
+    from assistant.models import resolve
+    from assistant.worker import TorchWorker
+
+    worker = TorchWorker(1)
+    loaded = load_embedder(resolve("packaged", packaged_models, kind="embedder"), worker)
+    yield loaded
+    loaded.close()
+    worker.close()
 
 
 @pytest.fixture(autouse=True)

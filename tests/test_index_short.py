@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import tomllib
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,29 +12,18 @@ import pytest
 
 from assistant import Assistant, Settings, memory
 from assistant.chunking import split
-from assistant.embedding import Embedder, load_embedder
+from assistant.embedding import Embedder
 from assistant.embedding.folder import read_folder
 from assistant.errors import IndexStoreError, StorageFullError
 from assistant.index import Index, short, short_dimension
 from assistant.index.catalog import Catalog
 from assistant.index.vectors import VectorStore
-from assistant.models import resolve
 from assistant.records import Chunk, DocumentInfo, Scope, Segment
 from assistant.settings import ROOT
-from assistant.worker import TorchWorker
 
 ANYONE = Scope()
 DIMENSION, HELD = 16, 4
 INFO = DocumentInfo("d", "/d", "d", "ready", "hash", 10, 1, 0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def embedder(packaged_models: Path) -> Iterator[Embedder]:
-    worker = TorchWorker(1)
-    embedder = load_embedder(resolve("packaged", packaged_models, kind="embedder"), worker)
-    yield embedder
-    embedder.close()
-    worker.close()
 
 
 @pytest.fixture

@@ -9,12 +9,10 @@ import pytest
 
 from assistant import grounding, judgement, quotes
 from assistant.chunking import extracted, split
-from assistant.embedding import Embedder, load_embedder
+from assistant.embedding import Embedder
 from assistant.index import Index
-from assistant.models import resolve
 from assistant.records import DocumentInfo, Segment, Turn
 from assistant.retrieval import Retrieval
-from assistant.worker import TorchWorker
 
 DOCUMENTS = {
     "handbook.md": [
@@ -28,15 +26,6 @@ DOCUMENTS = {
     "prices.csv": [Segment(f"Model: K{n} | Price: {n}9 EUR | Colour: steel", row=n + 1) for n in range(1, 40)],
     "kettle.pdf": [Segment("Descale the kettle every three months with citric acid. Never use vinegar.", page=7)],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def embedder(packaged_models: Path) -> Iterator[Embedder]:
-    worker = TorchWorker(1)
-    embedder = load_embedder(resolve("packaged", packaged_models, kind="embedder"), worker)
-    yield embedder
-    embedder.close()
-    worker.close()
 
 
 @pytest.fixture(scope="module")

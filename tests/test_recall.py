@@ -10,24 +10,13 @@ import numpy as np
 import pytest
 
 from assistant import Assistant, Settings
-from assistant.embedding import Embedder, load_embedder
+from assistant.embedding import Embedder
 from assistant.history import History, NewTurn
-from assistant.models import resolve
 from assistant.recall import Recall
 from assistant.records import Message
 from assistant.settings import ROOT
-from assistant.worker import TorchWorker
 
 FACT = "By the way, our cat Schnurri was born in the barn of my aunt in Tübingen."
-
-
-@pytest.fixture(scope="module")
-def embedder(packaged_models: Path) -> Iterator[Embedder]:
-    worker = TorchWorker(1)
-    loaded = load_embedder(resolve("packaged", packaged_models, kind="embedder"), worker)
-    yield loaded
-    loaded.close()
-    worker.close()
 
 
 @pytest.fixture

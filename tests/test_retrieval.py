@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from assistant import retrieval
-from assistant.embedding import Embedder, load_embedder
+from assistant.embedding import Embedder
 from assistant.index import Index
-from assistant.models import resolve
 from assistant.records import SHARED, Chunk, DocumentInfo, Scope, Turn
 from assistant.retrieval import Retrieval, match_expression, plan
-from assistant.worker import TorchWorker
 
 TEXTS = {
     "handbook.md": [
@@ -28,15 +26,6 @@ TEXTS = {
     ],
     "prices.csv": ["Model: K2 | Price: 49 EUR | Colour: steel", "Model: K3 | Price: 79 EUR | Colour: copper"],
 }
-
-
-@pytest.fixture(scope="module")
-def embedder(packaged_models: Path) -> Iterator[Embedder]:
-    worker = TorchWorker(1)
-    embedder = load_embedder(resolve("packaged", packaged_models, kind="embedder"), worker)
-    yield embedder
-    embedder.close()
-    worker.close()
 
 
 def add(index: Index, embedder: Embedder, name: str, texts: Sequence[str], owner: str = SHARED, *, overlap: int = -9

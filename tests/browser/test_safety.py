@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -113,11 +114,12 @@ def test_files_of_the_machine_and_of_others_stay_out_of_reach(app: App) -> None:
             assert reply.status_code in (404, 405), path
             assert "root:" not in reply.text
             assert "import" not in reply.text
-        name = "../../../../tmp/escaped-thimble.txt"
+        escaped = Path(tempfile.gettempdir()) / "escaped-thimble.txt"
+        name = f"../../../..{escaped}"
         reply = web.put("/api/uploads", params={"name": name}, content=b"Some text here.")
         assert reply.status_code == 200
     wait_for_uploads(app)
-    assert not Path("/tmp/escaped-thimble.txt").exists()
+    assert not escaped.exists()
 
 
 def log_in(page: Page, app: App, name: str, password: str) -> None:
