@@ -110,7 +110,7 @@ class Parts:
             needs
             for row in listed(settings.models_dir)
             if row.kind == "chat" and row.ready
-            for needs in memory.read_needs(row.path, row.name)
+            for needs in memory.read_needs(row.path, row.name, kernels=_kernels())
         ]
         return memory.report(
             self.budget, _wanted_models(self), others, context_tokens=settings.context_tokens,
@@ -289,7 +289,13 @@ def _wanted_models(parts: Parts) -> list[memory.ModelNeeds]:
     if resolved.kind != "folder" or resolved.path is None:
         return []
     dtypes = {"auto": ("auto",), "int8": ("int8", "auto")}.get(asked, (asked, "int8", "auto"))
-    return memory.read_needs(resolved.path, resolved.name, dtypes)
+    return memory.read_needs(resolved.path, resolved.name, dtypes, kernels=_kernels())
+
+
+def _kernels() -> bool:
+    from .inference.native.build import library
+
+    return library() is not None
 
 
 def stored_chunks(store_dir: Path) -> int:

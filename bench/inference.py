@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--questions", type=int, default=40, help="questions of the answer and lookup figures")
+    parser.add_argument("--quality-arms", nargs="+", default=["thimble bf16", "thimble int8", "thimble"])
     parser.add_argument("--only", choices=("speed", "quality"), default=None)
     parser.add_argument("--arm", default=None, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -55,13 +57,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def speed(args: argparse.Namespace, report: Report) -> None:
     """Time reading, writing, whole turns and follow-ups."""
-    names = ["thimble", "thimble bf16", "transformers"]
+    from assistant.inference.local import has_bfloat16
+
+    names = ["thimble", "thimble torch", f"thimble {'bf16' if has_bfloat16() else 'fp32'}", "transformers"]
     if args.peer_python.exists() and args.gguf.exists():
         names += ["llama.cpp Q4_1", "llama.cpp Q4_0", "llama.cpp Q8_0"]
     else:
         print("llama.cpp is not measured: make bench-inference builds it")
     arms = {name: Arm(name, args) for name in names}
     try:
+        for arm_process in arms.values():  # none is timed while another still loads
+            arm_process.ask("ready")
         prompts = long_prompts(args.data, args.runs)
         for tokens, name in ((1500, "turn of 1,500 tokens"), (100, "turn of 100 tokens")):
             timed: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
@@ -125,7 +131,7 @@ def lookups(args: argparse.Namespace, report: Report, arms: dict[str, Arm]) -> N
     bias = Settings().prompt_bias
     totals: dict[str, list[tuple[int, float, float]]] = {}
     counted = {label: Counter[str]() for label in ("thimble", "thimble, prompt_bias")}
-    peers = [arm for arm in arms if arm != "thimble bf16"]
+    peers = [arm for arm in arms if not arm.startswith("thimble ")]
     for question, _, paragraphs in questions(args.data, args.questions):
         messages = evidence(paragraphs, question)
         for arm in peers:
@@ -155,7 +161,7 @@ def quality(args: argparse.Namespace, report: Report) -> None:
     """Measure perplexity and answers with each kind of weights."""
     paragraphs = [row["text"] for row in lines(args.data / "xquad" / "corpus.jsonl")][::4]
     asked = questions(args.data, args.questions)
-    for arm in ("thimble bf16", "thimble int8", "thimble"):
+    for arm in args.quality_arms:
         process = Arm(arm, args)
         try:
             value = process.ask("perplexity", texts=paragraphs)
@@ -175,9 +181,17 @@ class Arm:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         python = args.peer_python if name.startswith("llama") else Path(sys.executable)
         command = [str(python), "-m", "bench.inference", "--arm", name, "--data", str(args.data)]
-        command += ["--models", str(args.models), "--gguf", str(args.gguf), "--threads", str(args.threads)]
+        command += ["--gguf", str(args.gguf), "--threads", str(args.threads)]
         self.name = name
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        folder = args.models
+        environment = dict(os.environ)
+        if name == "thimble torch":  # the same weights without our kernels, which want them in an order of their own
+            environment["THIMBLE_KERNELS"] = "off"
+            folder = beside(args.models)
+        command += ["--models", str(folder)]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def ask(self, task: str, **values: Any) -> dict[str, Any]:
         """Have it do something; wait for what it says."""
@@ -198,6 +212,16 @@ class Arm:
         self._process.wait(30)
 
 
+def beside(models: Path) -> Path:
+    """Link the models into a folder of their own, for small weights in another order."""
+    folder = ROOT / "build" / "bench" / "models" / MODEL
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (models / MODEL).iterdir():
+        if not path.name.startswith("model.int") and not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path.resolve())
+    return folder.parent
+
+
 def serve(name: str, args: argparse.Namespace) -> None:
     """Be one contender: answer lines of JSON until there are none."""
     if name.startswith("llama"):
@@ -205,12 +229,14 @@ def serve(name: str, args: argparse.Namespace) -> None:
     elif name == "transformers":
         contender = transformers_generate(args.models / MODEL, args.threads)
     else:
-        contender = thimble(name.removeprefix("thimble").strip() or "auto", args.models, args.threads)
+        dtype = name.removeprefix("thimble").strip()
+        contender = thimble("auto" if dtype in ("", "torch") else dtype, args.models, args.threads)
     out = sys.stdout
     sys.stdout = sys.stderr
     for line in sys.stdin:
         request = json.loads(line)
-        answer = contender(request.pop("task"), request)
+        task = request.pop("task")
+        answer = contender(task, request) if task != "ready" else {}
         out.write(json.dumps(answer | {"rss": peak_rss()}) + "\n")
         out.flush()
 
@@ -280,10 +306,12 @@ def transformers_generate(folder: Path, threads: int) -> Contender:
     from transformers import AutoModelForCausalLM
 
     from assistant.inference.chat_text import ChatText
+    from assistant.inference.local import has_bfloat16
 
     torch.set_num_threads(threads)
     text = ChatText(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
     class Clock:
         def __init__(self) -> None:

@@ -87,12 +87,14 @@ from assistant import Assistant, Settings, memory
 from assistant.embedding.bert import BertForward
 from assistant.index import Index
 from assistant.inference.decoder import Decoder
+from assistant.inference.native.decoder import KernelDecoder
 from assistant.inference.local import LocalChatModel
 folder, models = Path(sys.argv[1]), Path(sys.argv[2])
-kinds = {"chat models": LocalChatModel, "decoders": Decoder, "embedders": BertForward, "indexes": Index}
+kinds = {"chat models": (LocalChatModel,), "decoders": (Decoder, KernelDecoder), "embedders": (BertForward,),
+         "indexes": (Index,)}
 def counts():
     found = gc.get_objects()
-    names = {name: sum(type(one) is kind for one in found) for name, kind in kinds.items()}
+    names = {name: sum(type(one) in kind for one in found) for name, kind in kinds.items()}
     names["collections"] = sum(type(one) is chromadb.Collection for one in found)
     del found
     maps = {line.split(maxsplit=5)[5] for line in open("/proc/self/maps") if ".safetensors" in line}

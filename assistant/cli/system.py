@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 
+from assistant.inference.native import build
 from assistant.models import listed
 from assistant.models import prepare as prepare_models
 from assistant.settings import Settings
@@ -19,6 +20,9 @@ def models(settings: Settings, args: argparse.Namespace) -> int:
         cost = f"  {format_bytes(model.disk_bytes)} on disk, {model.ram}" if model.ready else ""
         print(f"{model.name}  ({model.kind}) {state}{cost}")
     print(f"in use: chat {settings.model}, embedder {settings.embedder}; `--model` or THIMBLE_MODEL chooses another.")
+    kernels = build.library()
+    how = f"kernels ({build.described(kernels)})" if kernels else "torch alone; `make kernels` builds faster ones"
+    print(f"Small weights run on {how}.")
     return 0
 
 

@@ -24,8 +24,8 @@ class Cache:
     def __init__(self, arch: Architecture, tokens: int, dtype: torch.dtype, device: str = "cpu") -> None:
         self.slots = -(-tokens // BLOCK) * BLOCK
         self.length = 0
-        self.keys = _zeros((arch.layers, arch.kv_heads, arch.head_dim, self.slots), dtype, device)
-        self.values = _zeros((arch.layers, arch.kv_heads, self.slots, arch.head_dim), dtype, device)
+        self.keys = zeros((arch.layers, arch.kv_heads, arch.head_dim, self.slots), dtype, device)
+        self.values = zeros((arch.layers, arch.kv_heads, self.slots, arch.head_dim), dtype, device)
 
     @property
     def nbytes(self) -> int:
@@ -39,7 +39,7 @@ class Cache:
         self.length = length
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
     """Make zeros that take no RAM until they are written: numpy asks for them by calloc, torch fills them."""
     if device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

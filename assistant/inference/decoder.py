@@ -21,8 +21,8 @@ import torch.nn.functional as F
 
 from .architecture import Architecture, rope_tables
 from .cache import BLOCK, Cache
+from .quantized import Weights
 from .reading import READ_CHUNK, READ_UNIT, PeakProducts, Reader, ReadingProducts, StoredProducts
-from .weights import TensorFolder
 
 STEP_WIDTHS = (1, 4, 8)
 """Tokens of a step, the unused ones filled up: with 4 it takes 1.2 times as long as with one, with 8 1.8 times."""
@@ -64,10 +64,12 @@ class Decoder:
         lean: Take a layer's pages out of this process when it has been read.
     """
 
+    own_threads = False
+
     def __init__(
         self,
         arch: Architecture,
-        tensors: TensorFolder,
+        tensors: Weights,
         *,
         dtype: torch.dtype,
         context_tokens: int,

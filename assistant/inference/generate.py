@@ -23,9 +23,15 @@ _NARROW, _WIDE = 4, 8
 
 
 class Engine(Protocol):
-    """A model as the loop needs it. A cache has ``length``: set it lower to forget the newest tokens."""
+    """A model as the loop needs it. A cache has ``length``: set it lower to forget the newest tokens.
+
+    Attributes:
+        max_step: Tokens of a step at most.
+        own_threads: Whether its steps run on threads of their own, which are still awake when tokens are picked.
+    """
 
     max_step: int
+    own_threads: bool
 
     def new_cache(self, tokens: int) -> Any:
         """Make room for *tokens*."""
@@ -129,7 +135,7 @@ class Decoding:
 
     def _tokens(self, cache: Any, logits: torch.Tensor) -> Iterator[list[int]]:
         """Give the tokens of the answer as they are certain, one or several at a time."""
-        picker = Picker(self._sampling, self._prompt, logits.shape[-1], self._near)
+        picker = Picker(self._sampling, self._prompt, logits.shape[-1], self._near, alone=self._engine.own_threads)
         limit = self._engine.max_step if self._sampling.speculation else 1
         lookup = PromptLookup(self._prompt) if limit > 1 else None
         left, width = self._most, min(limit, _NARROW)
@@ -167,7 +173,7 @@ class Decoding:
         rows = self._engine.step([last, *drafted], cache)
         self._steps += 1
         self._drafted += len(drafted)
-        picked = rows.argmax(-1).tolist() if picker.plain else None
+        picked = picker.pick_all(rows) if picker.plain else None
         accepted = []
         for at in range(len(drafted) + 1):
             token = picked[at] if picked else picker.pick(rows[at])

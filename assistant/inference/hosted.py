@@ -83,6 +83,7 @@ class HostedModel:
         ModelBrokenError: transformers can't load it.
     """
 
+    own_threads = False
     max_step = 1  # other architectures can't all forget a token, so nothing is drafted
 
     def __init__(self, folder: Path, *, dtype: torch.dtype, device: str = "cpu", quantize: bool = False) -> None:

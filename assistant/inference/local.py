@@ -20,6 +20,8 @@ from .cache import BLOCK
 from .chat_text import ChatText
 from .decoder import Decoder
 from .generate import Decoding, Engine
+from .native import build, layout
+from .native.decoder import KernelDecoder, fits
 from .prefix import PrefixCache
 from .reading import READ_CHUNK
 from .types import GenerationStats, Sampling
@@ -36,6 +38,9 @@ DEFAULT_CONTEXT = 2048
 
 class LocalChatModel:
     """A causal language model in a Hugging Face folder; see ``types.ChatModel`` for what it offers.
+
+    Attributes:
+        runs_on: What computes, and what in: ``kernels (AVX2)``, ``torch (bfloat16)``.
 
     Raises:
         ModelBrokenError: The folder is incomplete, truncated or not a causal language model.
@@ -72,6 +77,7 @@ class LocalChatModel:
         self._engine: Engine | None = None
         self._closed = False
         self.dtype = "fp32" if self._compute == torch.float32 else "bf16"
+        self.runs_on = f"torch ({str(self._compute).removeprefix('torch.')})"
         worker.run(self._load)
 
     @property
@@ -149,13 +155,17 @@ class LocalChatModel:
                 "activations": 0,
             }
         arch = self._arch
-        width = 4 * arch.hidden + 2 * arch.heads * arch.head_dim + 3 * arch.intermediate
+        width, tokens = 4 * arch.hidden + 2 * arch.heads * arch.head_dim + 3 * arch.intermediate, READ_CHUNK
+        if self.runs_on.startswith(
+            "kernels"
+        ):  # which keep the residual of the whole prompt, in float32, and little else
+            width, tokens, itemsize = 3 * arch.hidden, context_tokens, 2
         return {
             "weights_mapped": mapped,
             "weights_anonymous": 0,
             "kv_cache": arch.kv_bytes(-(-context_tokens // BLOCK) * BLOCK, itemsize),
             "prefix_cache": self.prefix_cache_bytes,
-            "activations": width * min(context_tokens, READ_CHUNK) * itemsize,
+            "activations": width * min(context_tokens, tokens) * itemsize,
         }
 
     def release_caches(self) -> int:
@@ -173,12 +183,12 @@ class LocalChatModel:
             self.unload()
 
     def _lease(self, engine: Engine, prompt: list[int], tokens: int, session_id: str | None) -> tuple[Any, int]:
-        if isinstance(engine, Decoder):
+        if isinstance(engine, Decoder | KernelDecoder):
             return self._prefix.lease(prompt, tokens, session_id, engine.new_cache)
         return engine.new_cache(tokens), 0
 
     def _give_back(self, engine: Engine, cache: Any, tokens: list[int], session_id: str | None) -> None:
-        if isinstance(engine, Decoder):
+        if isinstance(engine, Decoder | KernelDecoder):
             self._prefix.give_back(cache, tokens, session_id, engine.new_cache)
 
     def _is_mapped(self, path: Path) -> bool:
@@ -198,6 +208,14 @@ class LocalChatModel:
 
     def _ours(self, arch: architecture.Architecture) -> Engine:
         tensors = TensorFolder(self._folder)
+        kernels = build.library() if self._quantize and fits(arch) else None
+        if kernels is not None:
+            weights, four_bits = layout.open_or_make(
+                self._folder, quantized.llama_sources(arch), tensors, four_bits=self._asked_dtype == "auto"
+            )
+            self.dtype = "int4" if four_bits else "int8"
+            self.runs_on = f"kernels ({build.described(kernels)})"
+            return KernelDecoder(kernels, arch, tensors, weights, context_tokens=self.context_tokens)
         products = None
         if self._quantize:
             sources = quantized.llama_sources(arch)

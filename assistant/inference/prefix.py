@@ -7,12 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from .cache import BLOCK, Cache
+from .cache import BLOCK
 from .reading import READ_UNIT
 
 WORTH = READ_UNIT
 """Shortest common prefix that is worth the bookkeeping; reading goes on from a multiple of it."""
+
+
+class Cache(Protocol):
+    """What is kept: see ``cache.Cache``."""
+
+    length: int
+    slots: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        ...
+
+    def take(self, other: Any, length: int) -> None:
+        """Copy the first *length* tokens of another one of its kind."""
+        ...
 
 
 @dataclass(slots=True)

@@ -78,12 +78,12 @@ def open_or_make(
     """
     four_bits = four_bits and has_int4()
     path = folder / f"model.{'int4' if four_bits else 'int8'}.safetensors"
-    origin = origin_of(folder, sources)
+    origin = origin_of(folder, sources) | {"layout": "torch"}
     if four_bits:  # whose layout depends on the CPU's vector width
         origin["layout"] = f"{torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
     file = opened(path, origin)
     if file is None:
-        forms = {name: _form(name, parts, weights, four_bits) for name, parts in sources}
+        forms = {name: form(name, parts, weights, four_bits) for name, parts in sources}
         made = _quantized(sources, weights, forms)
         if not os.access(folder, os.W_OK):
             return _products(dict(made), compute), "q4" in forms.values()
@@ -116,7 +116,7 @@ def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     exact = weight.float()
     scale = (exact.abs().amax(1) / 127).bfloat16()
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return exact.div_(scale.float().unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8), scale
+    return (exact / scale.float().unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
 def to_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
@@ -230,7 +230,7 @@ def _quantized(sources: Sources, tensors: Weights, forms: dict[str, str]) -> Ite
         tensors.drop(part + ".weight" for part in parts)
 
 
-def _form(name: str, parts: tuple[str, ...], tensors: Weights, four_bits: bool) -> str:
+def form(name: str, parts: tuple[str, ...], tensors: Weights, four_bits: bool) -> str:
     """Choose the form of one product from a sample of its channels.
 
     The head stays in 8 bits: it decides between close words.

@@ -36,6 +36,9 @@ EMBEDDER = Cost(56 * MIB, 43 * MIB)
 TOKENIZER_BYTES = 30 * MIB
 """What a loaded model keeps beside its weights: a tokenizer of 49,152 tokens, norms, oneDNN's code for its products."""
 
+KERNELS_BYTES = 30 * MIB
+"""The same where our own kernels compute: their working space instead of oneDNN's code."""
+
 TRANSFORMERS_BYTES = 110 * MIB
 """The transformers library, which runs the architectures that our own decoder does not."""
 
@@ -77,11 +80,13 @@ class ModelNeeds:
         return self.fixed + self.per_prompt_token * prompt_tokens
 
 
-def read_needs(folder: Path, name: str, dtypes: tuple[str, ...] = ("auto", "bf16", "fp32")) -> list[ModelNeeds]:
+def read_needs(
+    folder: Path, name: str, dtypes: tuple[str, ...] = ("auto", "bf16", "fp32"), *, kernels: bool = False
+) -> list[ModelNeeds]:
     """Read what the model in *folder* takes in each of *dtypes*.
 
     ``auto`` is int4 where the file of 4-bit weights is there already (it is made only where it loses nothing), else
-    int8. A file of small weights that is there counts at its size.
+    int8. A file of small weights that is there counts at its size. *kernels* says that small weights run on our own.
 
     Raises:
         ModelBrokenError: ``config.json`` is missing or is no causal language model's.
@@ -90,7 +95,7 @@ def read_needs(folder: Path, name: str, dtypes: tuple[str, ...] = ("auto", "bf16
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if "hidden_size" in config and "intermediate_size" in config:
-            return [_at_size(folder, needs(config, name, dtype)) for dtype in dtypes]
+            return [_at_size(folder, needs(config, name, dtype, kernels=kernels)) for dtype in dtypes]
         return [_needs_by_size(config, folder, name)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelBrokenError(f"{path} can't be read as a chat model's ({type(exc).__name__}: {exc}).") from exc
@@ -119,12 +124,13 @@ def _needs_by_size(config: Mapping[str, Any], folder: Path, name: str) -> ModelN
     )  # fmt: skip
 
 
-def needs(config: Mapping[str, Any], name: str, dtype: str) -> ModelNeeds:
+def needs(config: Mapping[str, Any], name: str, dtype: str, *, kernels: bool = False) -> ModelNeeds:
     """Sum up a Llama-like model from its Hugging Face config.
 
     Weights are mapped in the type they are stored in, and copied where another is wanted. Running int8 maps the int8
-    file and, while a prompt is read, the stored weights one layer at a time.
+    file and, while a prompt is read by torch, the stored weights one layer at a time.
     """
+    kernels = kernels and dtype in ("int8", "auto")
     hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
@@ -139,16 +145,18 @@ def needs(config: Mapping[str, Any], name: str, dtype: str) -> ModelNeeds:
     itemsize = 4 if dtype == "fp32" else 2
     mapped, anonymous = weights * stored, 0
     if dtype in ("int8", "auto"):
-        mapped = layers * layer + embedding + stored * layer
+        mapped = layers * layer + embedding + (0 if kernels else stored * layer)
     elif itemsize != stored:
         anonymous = weights * itemsize
     context = int(config.get("max_position_embeddings") or 2048)
-    rope_tables = 2 * min(context, 8192) * head_dim * itemsize
-    # Reading holds, a token: the residual twice, normed input, q, k, v and the mixture, gate, up and their product.
+    rope_tables = 2 * min(context, 8192) * head_dim * (4 if kernels else itemsize)
+    # Reading holds, a token: the residual twice, normed input, q, k, v and the mixture, gate, up and their product. The
+    # kernels hold the residual, and the embedding it begins with.
     widths = 4 * hidden + 2 * heads * head_dim + 2 * kv_heads * head_dim + 3 * intermediate
     return ModelNeeds(
         name=name, dtype=dtype, max_context=context, mapped=mapped,
-        anonymous=anonymous + rope_tables + 4 * layers * hidden + TOKENIZER_BYTES,
+        anonymous=anonymous + rope_tables + 4 * layers * hidden + (KERNELS_BYTES if kernels else TOKENIZER_BYTES),
         kv_per_token=2 * layers * kv_heads * head_dim * itemsize, fixed=TURN_BYTES + 4 * vocab,
-        per_prompt_token=widths * itemsize, one_layer=stored * layer,
+        per_prompt_token=(4 + stored) * hidden if kernels else widths * itemsize,
+        one_layer=0 if kernels else stored * layer,
     )  # fmt: skip

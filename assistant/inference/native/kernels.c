@@ -1,0 +1,1022 @@
+/* The forward pass of Llama-like models on x86-64 with AVX2: steps of a few tokens, and reading a prompt.
+ *
+ * - Products are 8-bit: weights in 4 or 8 bits, activations rounded to signed bytes, GROUP inputs to a scale, as
+ *   llama.cpp's are (its Q8_0 blocks). Four neighbouring inputs of 8 outputs fill a vector. Sums of a group are exact.
+ * - Keys of 8 slots lie side by side, two neighbouring dimensions to a 32-bit word; values lie by dimension, two
+ *   neighbouring slots to a word. That is what the bfloat16 product of AVX-512 takes; other CPUs widen the words.
+ * - A row's result never depends on the other rows of a call nor on how many there are: each is summed in one order,
+ *   which its position alone decides. So a step of several tokens gives what single steps give, to the last bit, and
+ *   a prompt read in parts what it gives at once. That forbids -ffast-math; contraction of a * b + c is off, too (it
+ *   might differ from one unrolled copy to another), and fused products are spelt out.
+ * - Vectors have 256 bits everywhere. A CPU with AVX-512 or AVX-VNNI is used for its 8-bit and bfloat16 products.
+ *
+ * Numbers are in elements unless they say bytes. Nothing here checks shapes: decoder.py does. */
+
+#include <immintrin.h>
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if !defined(__AVX2__) || !defined(__FMA__) || !defined(__F16C__)
+#error "needs a CPU with AVX2, FMA and F16C"
+#endif
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define DOT_BYTES _mm256_dpbusd_epi32
+#elif defined(__AVXVNNI__)
+#define DOT_BYTES _mm256_dpbusd_avx_epi32
+#endif
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#define HAS_BF16 1
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define API __attribute__((visibility("default")))
+/* A value stays where it is: gcc would make all the products of a sum first, and run out of registers. */
+#define IN_PLACE(x) __asm__("" : "+x"(x))
+
+enum {
+    VERSION = 1,
+    LANES = 8,        /* floats of a vector: outputs to a panel, slots to a tile of keys */
+    GROUP = 32,       /* inputs that share a scale */
+    MAX_ROWS = 8,     /* tokens of a step */
+    CHUNK = 256,      /* slots to a task of a step's attention */
+    BLOCK = 48,       /* rows of a task of reading, at most */
+    SMALLEST = 12,    /* and at least */
+    MAX_READ = 1536,  /* rows of a read */
+    MAX_TASKS = MAX_READ / SMALLEST,
+    SLOTS = 64,       /* slots whose scores are made at a time when reading */
+    ROWS = 4,         /* rows of a product of attention */
+    AT_ONCE = 4,      /* rows of a product with weights whose sums are made side by side */
+    MAX_THREADS = 64,
+    MAX_DIM = 512,    /* widest head */
+    SPINS = 4000,     /* pauses, some 40 ns each, before a thread without work sleeps */
+#ifdef HAS_BF16
+    TILES = 4,        /* tiles of keys, or vectors of values, of a product of attention: what the registers hold */
+#else
+    TILES = 2,
+#endif
+};
+static const float NEVER = -1e30f; /* score of a slot that is not seen: finite, so that nothing becomes NaN */
+
+/* ------------------------------------------------------------------ threads */
+
+/* Tasks are taken one by one from a counter. A thread that the kernel has put aside takes none, and the others do its
+ * share: on a busy machine nobody waits for a thread that holds no task. */
+typedef void (*Task)(void *job, int index, int thread);
+
+typedef struct Pool {
+    _Alignas(64) _Atomic uint64_t ticket; /* generation (24 bits), tasks (20), next task (20) */
+    _Alignas(64) _Atomic int done;
+    _Alignas(64) _Atomic int asleep;
+    _Atomic int quit;
+    Task task;
+    void *job;
+    int threads;
+    pthread_t ids[MAX_THREADS];
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+} Pool;
+
+typedef struct {
+    Pool *pool;
+    int index;
+} Start;
+
+INLINE int tasks_of(uint64_t ticket) { return (int)(ticket >> 20 & 0xfffff); }
+INLINE int next_of(uint64_t ticket) { return (int)(ticket & 0xfffff); }
+
+/* Take a task and run it; say whether there was one. */
+static int take(Pool *pool, int thread) {
+    uint64_t seen = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+    if (next_of(seen) >= tasks_of(seen)) return 0;
+    seen = atomic_fetch_add(&pool->ticket, 1);
+    if (next_of(seen) >= tasks_of(seen)) return 0;
+    pool->task(pool->job, next_of(seen), thread);
+    atomic_fetch_add_explicit(&pool->done, 1, memory_order_release);
+    return 1;
+}
+
+static void *work(void *argument) {
+    Start start = *(Start *)argument;
+    Pool *pool = start.pool;
+    free(argument);
+    for (int idle = 0; !atomic_load_explicit(&pool->quit, memory_order_relaxed);) {
+        if (take(pool, start.index)) {
+            idle = 0;
+        } else if (++idle < SPINS) {
+            _mm_pause();
+        } else {
+            pthread_mutex_lock(&pool->lock);
+            atomic_fetch_add(&pool->asleep, 1);
+            for (;;) {
+                uint64_t seen = atomic_load(&pool->ticket);
+                if (next_of(seen) < tasks_of(seen) || atomic_load(&pool->quit)) break;
+                pthread_cond_wait(&pool->wake, &pool->lock);
+            }
+            atomic_fetch_sub(&pool->asleep, 1);
+            pthread_mutex_unlock(&pool->lock);
+            idle = 0;
+        }
+    }
+    return NULL;
+}
+
+/* Run task 0 to count - 1 on all threads; return when all are done. */
+static void each(Pool *pool, Task task, void *job, int count) {
+    if (pool->threads == 1 || count == 1) {
+        for (int at = 0; at < count; at++) task(job, at, 0);
+        return;
+    }
+    pool->task = task;
+    pool->job = job;
+    atomic_store(&pool->done, 0);
+    uint64_t generation = (atomic_load(&pool->ticket) >> 40) + 1;
+    atomic_store(&pool->ticket, generation << 40 | (uint64_t)count << 20);
+    if (atomic_load(&pool->asleep)) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
+    while (take(pool, 0)) {
+    }
+    for (int spins = 0; atomic_load_explicit(&pool->done, memory_order_acquire) < count; spins++) {
+        if (spins < SPINS) _mm_pause();
+        else sched_yield();
+    }
+}
+
+API void pool_free(Pool *pool) {
+    if (!pool) return;
+    pthread_mutex_lock(&pool->lock);
+    atomic_store(&pool->quit, 1);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+    for (int at = 1; at < pool->threads; at++) pthread_join(pool->ids[at], NULL);
+    free(pool);
+}
+
+/* Start a pool of *threads*, the caller's included. One caller at a time may use it. NULL when there is no memory. */
+API Pool *pool_new(int threads) {
+    Pool *pool = aligned_alloc(64, (sizeof(Pool) + 63) / 64 * 64);
+    if (!pool) return NULL;
+    memset(pool, 0, sizeof *pool);
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pool->threads = 1;
+    for (int at = 1; at < threads && at < MAX_THREADS; at++) {
+        Start *start = malloc(sizeof *start);
+        if (!start) break;
+        *start = (Start){pool, at};
+        if (pthread_create(&pool->ids[at], NULL, work, start)) {
+            free(start);
+            break;
+        }
+        pool->threads++;
+    }
+    return pool;
+}
+
+API int pool_threads(const Pool *pool) { return pool->threads; }
+
+/* ------------------------------------------------------------------ a model */
+
+typedef struct {
+    const uint8_t *blocks; /* [outputs / 8][inputs / 32] blocks of 160 (4 bits) or 256 (8 bits) bytes */
+    const float *scale;    /* 8 bits: [outputs] */
+    const float *bias;     /* [outputs], or NULL */
+    int32_t inputs, outputs, bits, unused;
+} Product;
+
+typedef struct {
+    const float *input_norm, *post_norm, *q_norm, *k_norm; /* the last two may be NULL */
+    Product qkv, out, gate_up, down;
+} Layer;
+
+typedef struct {
+    int32_t hidden, heads, kv_heads, dim, intermediate, layers, activation;
+    float eps, scale;
+    const float *cos, *sin; /* [positions][dim], the sign of the rotation in the sines */
+    const float *final_norm;
+    const Layer *layer;
+    Product head;
+} Model;
+
+typedef struct { /* keys [layers][kv_heads][slots / 8][dim / 2][8], values [layers][kv_heads][slots / 2][dim] */
+    uint32_t *keys, *values;
+    int64_t slots;
+} Cache;
+
+/* ------------------------------------------------------------------ vectors */
+
+INLINE __m256 load(const float *at) { return _mm256_loadu_ps(at); }
+INLINE void store(float *at, __m256 x) { _mm256_storeu_ps(at, x); }
+INLINE __m256 all(float x) { return _mm256_set1_ps(x); }
+INLINE __m256i bytes(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }
+
+INLINE float sum_of(__m256 x) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+
+INLINE float most_of(__m256 x) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+
+INLINE int32_t sum_of_ints(__m256i x) {
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+}
+
+INLINE __m256 magnitude(__m256 x) { return _mm256_andnot_ps(all(-0.0f), x); }
+
+/* e to the power of x, to 2 units in the last place: Cephes' expf (Moshier). */
+INLINE __m256 exponential(__m256 x) {
+    x = _mm256_min_ps(_mm256_max_ps(x, all(-87.0f)), all(88.0f));
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, all(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, all(0.693359375f), x);
+    r = _mm256_fnmadd_ps(n, all(-2.12194440e-4f), r);
+    __m256 y = _mm256_fmadd_ps(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
+    y = _mm256_fmadd_ps(y, r, all(8.3334519073e-3f));
+    y = _mm256_fmadd_ps(y, r, all(4.1665795894e-2f));
+    y = _mm256_fmadd_ps(y, r, all(1.6666665459e-1f));
+    y = _mm256_fmadd_ps(y, r, all(5.0000001201e-1f));
+    y = _mm256_fmadd_ps(y, _mm256_mul_ps(r, r), _mm256_add_ps(r, all(1.0f)));
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
+}
+
+enum { SILU, GELU_TANH, GELU };
+
+INLINE __m256 activated(__m256 x, int activation) {
+    if (activation == SILU)
+        return _mm256_div_ps(x, _mm256_add_ps(all(1.0f), exponential(_mm256_sub_ps(all(0.0f), x))));
+    if (activation == GELU_TANH) {
+        __m256 cube = _mm256_mul_ps(_mm256_mul_ps(x, x), x);
+        __m256 u = _mm256_mul_ps(all(0.7978845608028654f), _mm256_fmadd_ps(all(0.044715f), cube, x));
+        __m256 e = exponential(_mm256_add_ps(u, u));
+        __m256 tangent = _mm256_sub_ps(all(1.0f), _mm256_div_ps(all(2.0f), _mm256_add_ps(e, all(1.0f))));
+        return _mm256_mul_ps(_mm256_mul_ps(all(0.5f), x), _mm256_add_ps(all(1.0f), tangent));
+    }
+    float lane[LANES];
+    store(lane, x);
+    for (int at = 0; at < LANES; at++) lane[at] = 0.5f * lane[at] * (1.0f + erff(lane[at] * 0.70710678118654752f));
+    return load(lane);
+}
+
+/* bfloat16, to the nearest, ties to even. */
+INLINE __m128i to_bf16(__m256 x) {
+    __m256i bits = _mm256_castps_si256(x);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    bits = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    bits = _mm256_packus_epi32(_mm256_srli_epi32(bits, 16), _mm256_setzero_si256());
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(bits, 0x08));
+}
+
+/* Two numbers that meet a word of the cache: bfloat16 where the CPU multiplies that, else floats. */
+#ifdef HAS_BF16
+typedef uint16_t Half;
+typedef __m256i Words, Pair;
+INLINE void store_halves(Half *at, __m256 x) { _mm_storeu_si128((__m128i *)at, to_bf16(x)); }
+INLINE Words words_at(const uint32_t *at) { return bytes(at); }
+INLINE Pair pair_at(const Half *at) {
+    int32_t both;
+    memcpy(&both, at, 4);
+    return _mm256_set1_epi32(both);
+}
+INLINE __m256 dot(__m256 sum, Words words, Pair pair) { return _mm256_dpbf16_ps(sum, (__m256bh)words, (__m256bh)pair); }
+#else
+typedef float Half;
+typedef struct {
+    __m256 low, high;
+} Words, Pair;
+INLINE void store_halves(Half *at, __m256 x) { store(at, x); }
+INLINE Words words_at(const uint32_t *at) {
+    __m256i words = bytes(at);
+    return (Words){_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)),
+                   _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32((int)0xffff0000)))};
+}
+INLINE Pair pair_at(const Half *at) { return (Pair){_mm256_broadcast_ss(at), _mm256_broadcast_ss(at + 1)}; }
+INLINE __m256 dot(__m256 sum, Words words, Pair pair) {
+    return _mm256_fmadd_ps(words.high, pair.high, _mm256_fmadd_ps(words.low, pair.low, sum));
+}
+#endif
+
+/* Divide by the root of the mean square, and multiply by the weight. */
+static void normed(const float *x, const float *weight, int n, float eps, float *result) {
+    __m256 squares = all(0.0f);
+    for (int at = 0; at < n; at += LANES) squares = _mm256_fmadd_ps(load(x + at), load(x + at), squares);
+    __m256 factor = all(1.0f / sqrtf(sum_of(squares) / (float)n + eps));
+    for (int at = 0; at < n; at += LANES)
+        store(result + at, _mm256_mul_ps(_mm256_mul_ps(load(x + at), factor), load(weight + at)));
+}
+
+/* ------------------------------------------------------------------ products */
+
+typedef struct { /* rows of activations in 8 bits */
+    int8_t *bytes; /* [inputs / 32][rows][32] */
+    float *scale;  /* [inputs / 32][rows] */
+    float *sum;    /* of a group, scaled; [inputs / 32][rows] */
+    float *whole;  /* of a row, scaled; [rows] */
+    int rows;
+} Rounded;
+
+static void round_row(const float *x, int inputs, int row, const Rounded *to) {
+    float whole = 0.0f;
+    for (int g = 0; g < inputs / GROUP; g++, x += GROUP) {
+        __m256 part[4] = {load(x), load(x + 8), load(x + 16), load(x + 24)};
+        __m256 most = _mm256_max_ps(_mm256_max_ps(magnitude(part[0]), magnitude(part[1])),
+                                    _mm256_max_ps(magnitude(part[2]), magnitude(part[3])));
+        float peak = most_of(most), scale = peak / 127.0f;
+        __m256 inverse = all(peak > 1e-30f ? 127.0f / peak : 0.0f);
+        __m256i ints[4];
+        for (int v = 0; v < 4; v++) ints[v] = _mm256_cvtps_epi32(_mm256_mul_ps(part[v], inverse));
+        __m256i sum = _mm256_add_epi32(_mm256_add_epi32(ints[0], ints[1]), _mm256_add_epi32(ints[2], ints[3]));
+        __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(ints[0], ints[1]), _mm256_packs_epi32(ints[2], ints[3]));
+        packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        int64_t at = (int64_t)g * to->rows + row;
+        _mm256_storeu_si256((__m256i *)(to->bytes + at * GROUP), packed);
+        to->scale[at] = scale;
+        to->sum[at] = scale * (float)sum_of_ints(sum);
+        whole += to->sum[at];
+    }
+    to->whole[row] = whole;
+}
+
+INLINE __m256i quad(const int8_t *at) {
+    int32_t four;
+    memcpy(&four, at, 4);
+    return _mm256_set1_epi32(four);
+}
+
+/* Some rows' exact sums with a block of 8 quads of weights, unsigned bytes. */
+INLINE void dot_quads(const __m256i *w, const int8_t *row, const int rows, __m256i *sum) {
+#ifdef DOT_BYTES
+    __m256i other[AT_ONCE];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) sum[r] = other[r] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int q = 0; q < 8; q += 2)
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            sum[r] = DOT_BYTES(sum[r], w[q], quad(row + r * GROUP + 4 * q));
+            other[r] = DOT_BYTES(other[r], w[q + 1], quad(row + r * GROUP + 4 * q + 4));
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) sum[r] = _mm256_add_epi32(sum[r], other[r]);
+#else /* 8 sums of two products up to 15 * 127 fit 16 bits */
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) sum[r] = _mm256_maddubs_epi16(w[0], quad(row + r * GROUP));
+#pragma GCC unroll 8
+    for (int q = 1; q < 8; q++)
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            sum[r] = _mm256_add_epi16(sum[r], _mm256_maddubs_epi16(w[q], quad(row + r * GROUP + 4 * q)));
+            IN_PLACE(sum[r]);
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) sum[r] = _mm256_madd_epi16(sum[r], _mm256_set1_epi16(1));
+#endif
+}
+
+INLINE void group_4(const __m256i *w, __m256 scale, __m256 least, const int8_t *row, const float *factor,
+                    const float *sum, const int rows, float *result) {
+    __m256i found[AT_ONCE];
+    dot_quads(w, row, rows, found);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        __m256 so_far = _mm256_fmadd_ps(least, _mm256_broadcast_ss(sum + r), load(result + r * LANES));
+        so_far = _mm256_fmadd_ps(_mm256_cvtepi32_ps(found[r]), _mm256_mul_ps(scale, _mm256_broadcast_ss(factor + r)), so_far);
+        store(result + r * LANES, so_far);
+    }
+}
+
+/* A panel of 8 outputs with weights of 4 bits: a block has 8 quads of inputs, quad q in the low half of bytes 32 q on
+ * and quad q + 4 in the high half, then 8 scales and 8 least values, float16. result: [rows][8]. */
+static void panel_4(const uint8_t *block, int groups, const Rounded *x, float *result) {
+    const __m256i low = _mm256_set1_epi8(15);
+    int rows = x->rows;
+    for (int r = 0; r < rows; r++) store(result + r * LANES, all(0.0f));
+    for (int g = 0; g < groups; g++, block += 160) {
+        const int8_t *row = x->bytes + (int64_t)g * rows * GROUP;
+        const float *factor = x->scale + (int64_t)g * rows, *sum = x->sum + (int64_t)g * rows;
+        __m256i w[8];
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) {
+            __m256i both = bytes(block + 32 * q);
+            w[q] = _mm256_and_si256(both, low);
+            w[q + 4] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        }
+        __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(block + 128)));
+        __m256 least = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(block + 144)));
+        int r = 0;
+        for (; r + AT_ONCE <= rows; r += AT_ONCE)
+            group_4(w, scale, least, row + r * GROUP, factor + r, sum + r, AT_ONCE, result + r * LANES);
+        for (; r < rows; r++) group_4(w, scale, least, row + r * GROUP, factor + r, sum + r, 1, result + r * LANES);
+    }
+}
+
+/* The same with signed weights of 8 bits, whose scales come after. A block is 8 quads. */
+static void panel_8(const uint8_t *block, int groups, const Rounded *x, const float *scales, float *result) {
+    int rows = x->rows;
+    const int8_t *row = x->bytes;
+    const float *factor = x->scale;
+    for (int r = 0; r < rows; r++) store(result + r * LANES, all(0.0f));
+    for (int g = 0; g < groups; g++, block += 256) {
+        __m256i w[8];
+#pragma GCC unroll 8
+        for (int q = 0; q < 8; q++) {
+            w[q] = bytes(block + 32 * q);
+#ifdef DOT_BYTES /* which multiplies unsigned by signed: 128 more, taken off below */
+            w[q] = _mm256_xor_si256(w[q], _mm256_set1_epi8((char)0x80));
+#endif
+        }
+        for (int r = 0; r < rows; r++, row += GROUP, factor++) {
+            __m256i a = _mm256_setzero_si256(), b = a;
+#pragma GCC unroll 4
+            for (int q = 0; q < 8; q += 2) {
+                __m256i left = quad(row + 4 * q), right = quad(row + 4 * q + 4);
+#ifdef DOT_BYTES
+                a = DOT_BYTES(a, w[q], left);
+                b = DOT_BYTES(b, w[q + 1], right);
+#else /* |x| times w with the sign of x: two such products fit 16 bits, 127 being the largest of both */
+                const __m256i one = _mm256_set1_epi16(1);
+                left = _mm256_maddubs_epi16(_mm256_abs_epi8(left), _mm256_sign_epi8(w[q], left));
+                right = _mm256_maddubs_epi16(_mm256_abs_epi8(right), _mm256_sign_epi8(w[q + 1], right));
+                a = _mm256_add_epi32(a, _mm256_madd_epi16(left, one));
+                b = _mm256_add_epi32(b, _mm256_madd_epi16(right, one));
+#endif
+            }
+            __m256 dot = _mm256_cvtepi32_ps(_mm256_add_epi32(a, b));
+            store(result + r * LANES, _mm256_fmadd_ps(dot, _mm256_broadcast_ss(factor), load(result + r * LANES)));
+        }
+    }
+    __m256 scale = load(scales);
+    for (int r = 0; r < rows; r++) {
+        __m256 found = load(result + r * LANES);
+#ifdef DOT_BYTES
+        found = _mm256_fmadd_ps(all(-128.0f), all(x->whole[r]), found);
+#endif
+        store(result + r * LANES, _mm256_mul_ps(found, scale));
+    }
+}
+
+static void panel(const Product *product, int index, const Rounded *x, float *result) {
+    int groups = product->inputs / GROUP;
+    if (product->bits == 4)
+        panel_4(product->blocks + (int64_t)index * groups * 160, groups, x, result);
+    else
+        panel_8(product->blocks + (int64_t)index * groups * 256, groups, x, product->scale + index * LANES, result);
+    if (product->bias)
+        for (int r = 0; r < x->rows; r++)
+            store(result + r * LANES, _mm256_add_ps(load(result + r * LANES), load(product->bias + index * LANES)));
+}
+
+enum { PUT, ADD, GATE }; /* what becomes of results: stored, added to what is there, gates that meet their ups */
+
+/* Panels *index* to *end* of a product. GATE: ups follow the gates, as many. */
+static void panels(const Model *model, const Product *product, int index, int end, const Rounded *x, int mode,
+                   float *result, int64_t width) {
+    float found[BLOCK * LANES], up[BLOCK * LANES];
+    for (; index < end; index++) {
+        panel(product, index, x, found);
+        if (mode == GATE) panel(product, index + product->outputs / LANES / 2, x, up);
+        for (int r = 0; r < x->rows; r++) {
+            float *at = result + r * width + index * LANES;
+            __m256 value = load(found + r * LANES);
+            if (mode == ADD) value = _mm256_add_ps(load(at), value);
+            if (mode == GATE) value = _mm256_mul_ps(activated(value, model->activation), load(up + r * LANES));
+            store(at, value);
+        }
+    }
+}
+
+INLINE int panels_of(const Product *product, int mode) { return product->outputs / LANES / (mode == GATE ? 2 : 1); }
+
+/* ------------------------------------------------------------------ what both ways share */
+
+typedef struct { /* what one thread writes on */
+    Rounded x;           /* a block's rows */
+    float *scores;       /* [MAX_ROWS * groups][CHUNK] */
+    Half *weights;       /* the same, as they meet values */
+    float *mixed, *wide; /* [BLOCK][heads * dim], [BLOCK][the widest of qkv and intermediate] */
+    float *line;         /* [the widest input] */
+    float *out;          /* [groups * BLOCK][dim] */
+    float *peak, *total; /* [groups * BLOCK] */
+    Half *queries;       /* [groups * BLOCK / ROWS][dim / 2][ROWS][2] */
+} Room;
+
+typedef struct {
+    int threads;
+    Rounded x;                           /* a step's rows */
+    float *hidden, *line, *wide, *mixed;
+    Half *queries;                       /* step: [kv_heads][rows * groups][dim]; reading: [rows][heads][dim] */
+    float *parts, *stats;                /* [kv_heads][chunks][rows * groups][dim] and [..][2] */
+    int64_t bytes;
+    Room room[MAX_THREADS];
+} Scratch;
+
+/* Norm a head where the model has that, and turn it to its position. */
+static void turned(const Model *model, const float *norm, const float *x, int position, float *result) {
+    int dim = model->dim, half = dim / 2;
+    const float *cos = model->cos + (int64_t)position * dim, *sin = model->sin + (int64_t)position * dim;
+    float held[MAX_DIM];
+    if (norm) {
+        normed(x, norm, dim, model->eps, held);
+        x = held;
+    }
+    for (int at = 0; at < half; at += LANES) {
+        __m256 low = load(x + at), high = load(x + half + at);
+        store(result + at, _mm256_fmadd_ps(high, load(sin + at), _mm256_mul_ps(low, load(cos + at))));
+        store(result + half + at, _mm256_fmadd_ps(low, load(sin + half + at), _mm256_mul_ps(high, load(cos + half + at))));
+    }
+}
+
+/* Turn a token's queries, and write its keys and values into their slot. row: queries, keys and values, overwritten;
+ * a key-value head's queries go to *queries* and every *stride* on, a group's side by side. */
+static void remember(const Model *model, const Layer *layer, const Cache *cache, int index, int position, float *row,
+                     Half *queries, int64_t stride) {
+    int dim = model->dim, heads = model->heads, kv = model->kv_heads, groups = heads / kv;
+    float turn[MAX_DIM];
+    uint16_t rounded[MAX_DIM];
+    for (int head = 0; head < heads; head++) {
+        turned(model, layer->q_norm, row + head * dim, position, turn);
+        Half *query = queries + head / groups * stride + head % groups * dim;
+        for (int d = 0; d < dim; d += LANES) store_halves(query + d, load(turn + d));
+    }
+    for (int head = 0; head < kv; head++) {
+        int64_t at = (int64_t)index * kv + head;
+        uint32_t *key = cache->keys + (at * cache->slots + position / LANES * LANES) * (dim / 2) + position % LANES;
+        uint16_t *value = (uint16_t *)(cache->values + (at * cache->slots / 2 + position / 2) * dim) + position % 2;
+        turned(model, layer->k_norm, row + (heads + head) * dim, position, turn);
+        for (int d = 0; d < dim; d += LANES) _mm_storeu_si128((__m128i *)(rounded + d), to_bf16(load(turn + d)));
+        for (int d = 0; d < dim / 2; d++) memcpy(key + d * LANES, rounded + 2 * d, 4);
+        const float *values = row + (heads + kv + head) * dim;
+        for (int d = 0; d < dim; d += LANES) _mm_storeu_si128((__m128i *)(rounded + d), to_bf16(load(values + d)));
+        for (int d = 0; d < dim; d++) value[2 * d] = rounded[d];
+    }
+}
+
+/* All ones for the slots from *slot* on that a row sees, which are *seen* in all. */
+INLINE __m256 visible(int seen, int slot) {
+    __m256i ahead = _mm256_add_epi32(_mm256_set1_epi32(slot), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(seen), ahead));
+}
+
+/* Scores of TILES * 8 slots for some rows. queries: pair d of row r lies at d * by + r * step. */
+INLINE void score(const uint32_t *keys, const Half *queries, int64_t by, int64_t step, int dim, const int rows,
+                  float scale, float *result, int64_t width) {
+    __m256 sum[ROWS][TILES];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int t = 0; t < TILES; t++) sum[r][t] = all(0.0f);
+    for (int d = 0; d < dim / 2; d++, keys += LANES, queries += by) {
+        Words words[TILES];
+#pragma GCC unroll 4
+        for (int t = 0; t < TILES; t++) words[t] = words_at(keys + (int64_t)t * (dim / 2) * LANES);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            Pair pair = pair_at(queries + r * step);
+#pragma GCC unroll 4
+            for (int t = 0; t < TILES; t++) sum[r][t] = dot(sum[r][t], words[t], pair);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int t = 0; t < TILES; t++) store(result + r * width + t * LANES, _mm256_mul_ps(sum[r][t], all(scale)));
+}
+
+/* Add values, mixed by weights, to rows of results that are multiplied by *keep* first; TILES * 8 dimensions.
+ * weights: of slot s for row r at r * stride + s. */
+INLINE void mix(const uint32_t *values, const Half *weights, int64_t stride, const float *keep, int dim, int pairs,
+                const int rows, float *result) {
+    __m256 sum[ROWS][TILES];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < TILES; v++) sum[r][v] = _mm256_mul_ps(load(result + r * dim + v * LANES), all(keep[r]));
+    for (int i = 0; i < pairs; i++, values += dim) {
+        Words words[TILES];
+#pragma GCC unroll 4
+        for (int v = 0; v < TILES; v++) words[v] = words_at(values + v * LANES);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            Pair pair = pair_at(weights + r * stride + 2 * i);
+#pragma GCC unroll 4
+            for (int v = 0; v < TILES; v++) sum[r][v] = dot(sum[r][v], words[v], pair);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < TILES; v++) store(result + r * dim + v * LANES, sum[r][v]);
+}
+
+/* One or four rows at a time, whose copies differ in nothing but that. */
+static void mix_rows(const uint32_t *values, const Half *weights, int64_t stride, const float *keep, int dim, int pairs,
+                     int rows, float *result) {
+    for (int d = 0; d < dim; d += TILES * LANES)
+        for (int r = 0; r < rows;) {
+            const Half *from = weights + r * stride;
+            float *to = result + (int64_t)r * dim + d;
+            if (rows - r >= ROWS) {
+                mix(values + d, from, stride, keep + r, dim, pairs, ROWS, to);
+                r += ROWS;
+            } else if (rows - r == 3) {
+                mix(values + d, from, stride, keep + r, dim, pairs, 3, to);
+                r += 3;
+            } else {
+                mix(values + d, from, stride, keep + r, dim, pairs, 1, to);
+                r++;
+            }
+        }
+}
+
+static void score_rows(const uint32_t *keys, const Half *queries, int dim, int rows, float scale, float *result) {
+    for (int r = 0; r < rows;) {
+        const Half *from = queries + (int64_t)r * dim;
+        float *to = result + (int64_t)r * CHUNK;
+        if (rows - r >= ROWS) {
+            score(keys, from, 2, dim, dim, ROWS, scale, to, CHUNK);
+            r += ROWS;
+        } else if (rows - r == 3) {
+            score(keys, from, 2, dim, dim, 3, scale, to, CHUNK);
+            r += 3;
+        } else {
+            score(keys, from, 2, dim, dim, 1, scale, to, CHUNK);
+            r++;
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ steps */
+
+typedef struct {
+    const Model *model;
+    const Cache *cache;
+    Scratch *scratch;
+    const Product *product;
+    float *result;
+    int64_t width; /* of a row of the result */
+    int rows, start, layer, chunks, per, mode;
+} Step;
+
+static void multiply_task(void *job, int index, int thread) {
+    Step *step = job;
+    (void)thread;
+    int most = panels_of(step->product, step->mode), end = (index + 1) * step->per;
+    panels(step->model, step->product, index * step->per, end < most ? end : most, &step->scratch->x, step->mode,
+           step->result, step->width);
+}
+
+static void multiply(Pool *pool, Step *step, const Product *product, float *result, int64_t width, int mode) {
+    int most = panels_of(product, mode);
+    step->product = product;
+    step->result = result;
+    step->width = width;
+    step->mode = mode;
+    /* Some 8 tasks a thread, so that a late one costs little; none so small that taking it costs more. */
+    step->per = most / (8 * pool->threads) > 3 ? most / (8 * pool->threads) : 3;
+    each(pool, multiply_task, step, (most + step->per - 1) / step->per);
+}
+
+static void attend_task(void *job, int index, int thread) {
+    Step *step = job;
+    const Model *model = step->model;
+    Scratch *scratch = step->scratch;
+    Room *room = &scratch->room[thread];
+    int dim = model->dim, groups = model->heads / model->kv_heads, rows = step->rows * groups;
+    int head = index % model->kv_heads, chunk = index / model->kv_heads, first = chunk * CHUNK;
+    int count = step->start + step->rows - first; /* slots of this chunk that any row sees */
+    if (count > CHUNK) count = CHUNK;
+    int padded = (count + TILES * LANES - 1) / (TILES * LANES) * (TILES * LANES);
+    int64_t at = (int64_t)step->layer * model->kv_heads + head;
+    const uint32_t *keys = step->cache->keys + (at * step->cache->slots + first) * (dim / 2);
+    const uint32_t *values = step->cache->values + (at * step->cache->slots + first) / 2 * dim;
+    const Half *queries = scratch->queries + (int64_t)head * rows * dim;
+    for (int slot = 0; slot < padded; slot += TILES * LANES)
+        score_rows(keys + (int64_t)slot * (dim / 2), queries, dim, rows, model->scale, room->scores + slot);
+    float *stats = scratch->stats + ((int64_t)head * step->chunks + chunk) * rows * 2;
+    float *parts = scratch->parts + ((int64_t)head * step->chunks + chunk) * rows * dim;
+    for (int r = 0; r < rows; r++) {
+        float *scores = room->scores + (int64_t)r * CHUNK;
+        int seen = step->start + r / groups + 1 - first; /* slots that this row sees */
+        __m256 most = all(NEVER), total = all(0.0f);
+        for (int slot = 0; slot < padded; slot += LANES)
+            most = _mm256_max_ps(most, _mm256_blendv_ps(all(NEVER), load(scores + slot), visible(seen, slot)));
+        float peak = most_of(most);
+        for (int slot = 0; slot < padded; slot += LANES) {
+            __m256 weight = exponential(_mm256_sub_ps(load(scores + slot), all(peak)));
+            weight = _mm256_and_ps(weight, visible(seen, slot));
+            total = _mm256_add_ps(total, weight);
+            store_halves(room->weights + (int64_t)r * CHUNK + slot, weight);
+        }
+        stats[2 * r] = peak;
+        stats[2 * r + 1] = sum_of(total);
+        room->peak[r] = 0.0f; /* nothing is kept: there is nothing yet */
+    }
+    memset(parts, 0, sizeof(float) * (size_t)(rows * dim));
+    mix_rows(values, room->weights, CHUNK, room->peak, dim, padded / 2, rows, parts);
+}
+
+/* Put a row's chunks together: [rows][heads * dim]. */
+static void merge(const Step *step) {
+    const Model *model = step->model;
+    Scratch *scratch = step->scratch;
+    int dim = model->dim, groups = model->heads / model->kv_heads, rows = step->rows * groups;
+    for (int head = 0; head < model->kv_heads; head++)
+        for (int r = 0; r < rows; r++) {
+            const float *stats = scratch->stats + ((int64_t)head * step->chunks * rows + r) * 2;
+            const float *parts = scratch->parts + ((int64_t)head * step->chunks * rows + r) * dim;
+            float *result = scratch->mixed + ((int64_t)(r / groups) * model->heads + head * groups + r % groups) * dim;
+            float peak = NEVER, total = 0.0f;
+            for (int c = 0; c < step->chunks; c++) peak = fmaxf(peak, stats[(int64_t)c * rows * 2]);
+            for (int d = 0; d < dim; d += LANES) store(result + d, all(0.0f));
+            for (int c = 0; c < step->chunks; c++) {
+                float factor = expf(stats[(int64_t)c * rows * 2] - peak);
+                total += factor * stats[(int64_t)c * rows * 2 + 1];
+                for (int d = 0; d < dim; d += LANES)
+                    store(result + d, _mm256_fmadd_ps(load(parts + (int64_t)c * rows * dim + d), all(factor), load(result + d)));
+            }
+            for (int d = 0; d < dim; d += LANES) store(result + d, _mm256_div_ps(load(result + d), all(total)));
+        }
+}
+
+static void norm_rows(const Model *model, Scratch *scratch, const float *norm, int rows) {
+    for (int r = 0; r < rows; r++) {
+        normed(scratch->hidden + (int64_t)r * model->hidden, norm, model->hidden, model->eps, scratch->line);
+        round_row(scratch->line, model->hidden, r, &scratch->x);
+    }
+}
+
+/* Run *rows* tokens that follow *start* others; their embeddings lie in the scratch's hidden, which is written over.
+ * logits: [rows][outputs of the head]. */
+API void step_rows(const Model *model, Pool *pool, Scratch *scratch, const Cache *cache, int rows, int start, float *logits) {
+    int hidden = model->hidden, dim = model->dim, width = model->heads * dim, inner = model->intermediate;
+    int64_t stride = (int64_t)rows * (model->heads / model->kv_heads) * dim;
+    Step step = {.model = model, .cache = cache, .scratch = scratch, .rows = rows, .start = start};
+    step.chunks = (start + rows + CHUNK - 1) / CHUNK;
+    scratch->x.rows = rows;
+    for (int index = 0; index < model->layers; index++) {
+        const Layer *layer = model->layer + index;
+        step.layer = index;
+        norm_rows(model, scratch, layer->input_norm, rows);
+        multiply(pool, &step, &layer->qkv, scratch->wide, layer->qkv.outputs, PUT);
+        for (int r = 0; r < rows; r++)
+            remember(model, layer, cache, index, start + r, scratch->wide + (int64_t)r * layer->qkv.outputs,
+                     scratch->queries + stride / rows * r, stride);
+        each(pool, attend_task, &step, model->kv_heads * step.chunks);
+        merge(&step);
+        for (int r = 0; r < rows; r++) round_row(scratch->mixed + (int64_t)r * width, width, r, &scratch->x);
+        multiply(pool, &step, &layer->out, scratch->hidden, hidden, ADD);
+        norm_rows(model, scratch, layer->post_norm, rows);
+        multiply(pool, &step, &layer->gate_up, scratch->wide, inner, GATE);
+        for (int r = 0; r < rows; r++) round_row(scratch->wide + (int64_t)r * inner, inner, r, &scratch->x);
+        multiply(pool, &step, &layer->down, scratch->hidden, hidden, ADD);
+    }
+    norm_rows(model, scratch, model->final_norm, rows);
+    multiply(pool, &step, &model->head, logits, model->head.outputs, PUT);
+}
+
+/* Logits of one hidden state. */
+API void head_row(const Model *model, Pool *pool, Scratch *scratch, const float *hidden, float *logits) {
+    Step step = {.model = model, .scratch = scratch, .rows = 1};
+    memcpy(scratch->hidden, hidden, sizeof(float) * (size_t)model->hidden);
+    scratch->x.rows = 1;
+    norm_rows(model, scratch, model->final_norm, 1);
+    multiply(pool, &step, &model->head, logits, model->head.outputs, PUT);
+}
+
+/* ------------------------------------------------------------------ reading */
+
+typedef struct {
+    const Model *model;
+    const Cache *cache;
+    Scratch *scratch;
+    float *hidden; /* [rows][hidden] */
+    int rows, start, layer, from;
+    int first[MAX_TASKS + 1], tasks; /* the rows of each task, and where they end */
+} Read;
+
+/* Cut the rows into tasks: blocks first and smaller ones at the end, so that no thread waits long for another's last. */
+static void cut(Read *read, int threads) {
+    int at = 0, tasks = 0;
+    while (at < read->rows) {
+        int fair = (read->rows - at + 2 * threads - 1) / (2 * threads), rows = fair / ROWS * ROWS;
+        if (rows < SMALLEST || threads == 1) rows = threads == 1 ? BLOCK : SMALLEST;
+        if (rows > BLOCK) rows = BLOCK;
+        read->first[tasks++] = at;
+        at += rows;
+    }
+    read->tasks = tasks;
+    read->first[tasks] = read->rows;
+}
+
+static void multiply_block(const Read *read, const Product *product, Room *room, int mode, float *result, int64_t width) {
+    panels(read->model, product, 0, panels_of(product, mode), &room->x, mode, result, width);
+}
+
+/* Queries, keys and values of a block of rows. */
+static void remember_task(void *job, int index, int thread) {
+    Read *read = job;
+    const Model *model = read->model;
+    const Layer *layer = model->layer + read->layer;
+    Room *room = &read->scratch->room[thread];
+    int first = read->first[index], rows = read->first[index + 1] - first;
+    int width = model->heads * model->dim;
+    room->x.rows = rows;
+    for (int r = 0; r < rows; r++) {
+        normed(read->hidden + (int64_t)(first + r) * model->hidden, layer->input_norm, model->hidden, model->eps, room->line);
+        round_row(room->line, model->hidden, r, &room->x);
+    }
+    multiply_block(read, &layer->qkv, room, PUT, room->wide, layer->qkv.outputs);
+    for (int r = 0; r < rows; r++)
+        remember(model, layer, read->cache, read->layer, read->start + first + r,
+                 room->wide + (int64_t)r * layer->qkv.outputs, read->scratch->queries + (int64_t)(first + r) * width,
+                 width / model->kv_heads);
+}
+
+/* Attention of a block's rows for the query heads of one key-value head, SLOTS slots at a time with a running softmax
+ * (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). Rows are [group][token of the block]. */
+static void attend_block(const Read *read, Room *room, int head, int first, int rows) {
+    const Model *model = read->model;
+    int dim = model->dim, heads = model->heads, groups = heads / model->kv_heads, count = groups * BLOCK;
+    int64_t at = (int64_t)read->layer * model->kv_heads + head;
+    const uint32_t *keys = read->cache->keys + at * read->cache->slots * (dim / 2);
+    const uint32_t *values = read->cache->values + at * read->cache->slots / 2 * dim;
+    for (int r = 0; r < count; r++) {
+        int token = r % BLOCK < rows ? r % BLOCK : rows - 1; /* rows that are not there repeat the last one */
+        const Half *from = read->scratch->queries + ((int64_t)(first + token) * heads + head * groups + r / BLOCK) * dim;
+        Half *to = room->queries + (int64_t)(r / ROWS) * ROWS * dim + r % ROWS * 2;
+        for (int d = 0; d < dim; d += 2) memcpy(to + d * ROWS, from + d, 2 * sizeof(Half));
+        room->peak[r] = NEVER;
+        room->total[r] = 0.0f;
+    }
+    memset(room->out, 0, sizeof(float) * (size_t)(count * dim));
+    int base = read->start + first, end = base + rows;
+    for (int slot = 0; slot < end; slot += SLOTS)
+        for (int r = 0; r < count; r += ROWS) {
+            float keep[ROWS];
+            if (r % BLOCK >= rows || slot > base + r % BLOCK + ROWS - 1) continue; /* none of them sees anything here */
+            for (int part = 0; part < SLOTS; part += TILES * LANES)
+                score(keys + (int64_t)(slot + part) * (dim / 2), room->queries + (int64_t)r * dim, 2 * ROWS, 2, dim, ROWS,
+                      model->scale, room->scores + part, SLOTS);
+            for (int i = 0; i < ROWS; i++) {
+                float *scores = room->scores + i * SLOTS, peak;
+                int seen = base + (r + i) % BLOCK + 1 - slot;
+                __m256 most = all(room->peak[r + i]), sum = all(0.0f);
+                if (seen < SLOTS)
+                    for (int s = 0; s < SLOTS; s += LANES)
+                        store(scores + s, _mm256_blendv_ps(all(NEVER), load(scores + s), visible(seen, s)));
+#pragma GCC unroll 8
+                for (int s = 0; s < SLOTS; s += LANES) most = _mm256_max_ps(most, load(scores + s));
+                peak = most_of(most);
+#pragma GCC unroll 8
+                for (int s = 0; s < SLOTS; s += LANES) {
+                    __m256 weight = exponential(_mm256_sub_ps(load(scores + s), all(peak)));
+                    if (seen < SLOTS) weight = _mm256_and_ps(weight, visible(seen, s));
+                    sum = _mm256_add_ps(sum, weight);
+                    store_halves(room->weights + i * SLOTS + s, weight);
+                }
+                keep[i] = expf(room->peak[r + i] - peak);
+                room->peak[r + i] = peak;
+                room->total[r + i] = room->total[r + i] * keep[i] + sum_of(sum);
+            }
+            mix_rows(values + (int64_t)slot / 2 * dim, room->weights, SLOTS, keep, dim, SLOTS / 2, ROWS,
+                     room->out + (int64_t)r * dim);
+        }
+    for (int r = 0; r < count; r++) {
+        if (r % BLOCK >= rows) continue;
+        float *to = room->mixed + ((int64_t)(r % BLOCK) * heads + head * groups + r / BLOCK) * dim;
+        for (int d = 0; d < dim; d += LANES)
+            store(to + d, _mm256_div_ps(load(room->out + (int64_t)r * dim + d), all(room->total[r])));
+    }
+}
+
+/* The rest of a layer for a block of rows. */
+static void finish_task(void *job, int index, int thread) {
+    Read *read = job;
+    const Model *model = read->model;
+    const Layer *layer = model->layer + read->layer;
+    Room *room = &read->scratch->room[thread];
+    int first = read->first[index], rows = read->first[index + 1] - first;
+    int hidden = model->hidden, width = model->heads * model->dim, inner = model->intermediate;
+    float *result = read->hidden + (int64_t)first * hidden;
+    if (first + rows <= read->from) return;
+    room->x.rows = rows;
+    for (int head = 0; head < model->kv_heads; head++) attend_block(read, room, head, first, rows);
+    for (int r = 0; r < rows; r++) round_row(room->mixed + (int64_t)r * width, width, r, &room->x);
+    multiply_block(read, &layer->out, room, ADD, result, hidden);
+    for (int r = 0; r < rows; r++) {
+        normed(result + (int64_t)r * hidden, layer->post_norm, hidden, model->eps, room->line);
+        round_row(room->line, hidden, r, &room->x);
+    }
+    multiply_block(read, &layer->gate_up, room, GATE, room->wide, inner);
+    for (int r = 0; r < rows; r++) round_row(room->wide + (int64_t)r * inner, inner, r, &room->x);
+    multiply_block(read, &layer->down, room, ADD, result, hidden);
+}
+
+/* Bring *rows* hidden states that follow *start* tokens through a layer. Those before *from* leave nothing but their
+ * keys and values. */
+API void read_layer(const Model *model, Pool *pool, Scratch *scratch, const Cache *cache, float *hidden, int layer,
+                    int rows, int start, int from) {
+    Read read = {.model = model, .cache = cache, .scratch = scratch, .hidden = hidden, .rows = rows, .start = start,
+                 .layer = layer, .from = from};
+    cut(&read, pool->threads);
+    each(pool, remember_task, &read, read.tasks);
+    each(pool, finish_task, &read, read.tasks);
+}
+
+/* ------------------------------------------------------------------ room to work in */
+
+static void *grab(Scratch *scratch, size_t count, size_t size) {
+    size_t bytes = (count * size + 63) / 64 * 64;
+    void *found = aligned_alloc(64, bytes ? bytes : 64);
+    if (found) memset(found, 0, bytes);
+    scratch->bytes += (int64_t)bytes;
+    return found;
+}
+
+static void rounded_free(Rounded *x) { free(x->bytes), free(x->scale), free(x->sum), free(x->whole); }
+
+API void scratch_free(Scratch *s) {
+    if (!s) return;
+    rounded_free(&s->x);
+    free(s->hidden), free(s->line), free(s->wide), free(s->mixed), free(s->queries), free(s->parts), free(s->stats);
+    for (int t = 0; t < s->threads; t++) {
+        Room *r = &s->room[t];
+        rounded_free(&r->x);
+        free(r->scores), free(r->weights), free(r->mixed), free(r->wide), free(r->line), free(r->out);
+        free(r->peak), free(r->total), free(r->queries);
+    }
+    free(s);
+}
+
+/* Allocate what steps over a context of *slots*, and reads of *rows* at a time, write on. NULL when memory is short. */
+API Scratch *scratch_new(const Model *model, const Pool *pool, int slots, int rows) {
+    Scratch *s = calloc(1, sizeof *s);
+    if (!s) return NULL;
+    size_t dim = (size_t)model->dim, heads = (size_t)model->heads, kv = (size_t)model->kv_heads, groups = heads / kv;
+    size_t hidden = (size_t)model->hidden, inner = (size_t)model->intermediate, qkv = (size_t)model->layer->qkv.outputs;
+    size_t wide = qkv > inner ? qkv : inner, input = hidden > inner ? hidden : inner;
+    if (heads * dim > input) input = heads * dim;
+    size_t chunks = (size_t)(slots + CHUNK - 1) / CHUNK, seen = MAX_ROWS * groups, block = groups * BLOCK;
+    size_t scores = seen * CHUNK > ROWS * SLOTS ? seen * CHUNK : ROWS * SLOTS;
+    int ok = 1;
+    s->threads = pool->threads;
+#define GRAB(to, count, type) ok &= ((to) = grab(s, count, sizeof(type))) != NULL
+#define GRAB_ROUNDED(x, rows) \
+    GRAB((x).bytes, (rows) * input, int8_t), GRAB((x).scale, (rows) * input / GROUP, float), \
+    GRAB((x).sum, (rows) * input / GROUP, float), GRAB((x).whole, rows, float)
+    GRAB_ROUNDED(s->x, (size_t)MAX_ROWS);
+    GRAB(s->hidden, MAX_ROWS * hidden, float);
+    GRAB(s->line, input, float);
+    GRAB(s->wide, MAX_ROWS * wide, float);
+    GRAB(s->mixed, MAX_ROWS * heads * dim, float);
+    GRAB(s->queries, (size_t)(rows > MAX_ROWS ? rows : MAX_ROWS) * heads * dim, Half);
+    GRAB(s->parts, kv * chunks * seen * dim, float);
+    GRAB(s->stats, kv * chunks * seen * 2, float);
+    for (int t = 0; t < s->threads; t++) {
+        Room *r = &s->room[t];
+        GRAB_ROUNDED(r->x, (size_t)BLOCK);
+        GRAB(r->scores, scores, float);
+        GRAB(r->weights, scores, Half);
+        GRAB(r->mixed, BLOCK * heads * dim, float);
+        GRAB(r->wide, BLOCK * wide, float);
+        GRAB(r->line, input, float);
+        GRAB(r->out, block * dim, float);
+        GRAB(r->peak, block > seen ? block : seen, float);
+        GRAB(r->total, block, float);
+        GRAB(r->queries, block * dim, Half);
+    }
+#undef GRAB_ROUNDED
+#undef GRAB
+    if (ok) return s;
+    scratch_free(s);
+    return NULL;
+}
+
+API float *scratch_hidden(Scratch *scratch) { return scratch->hidden; }
+API int64_t scratch_bytes(const Scratch *scratch) { return scratch->bytes; }
+API int kernels_version(void) { return VERSION; }
+
+/* Say what the kernels were built for: 1 for 8-bit products in one instruction, 2 for bfloat16 ones. */
+API int kernels_use(void) {
+    int use = 0;
+#ifdef DOT_BYTES
+    use |= 1;
+#endif
+#ifdef HAS_BF16
+    use |= 2;
+#endif
+    return use;
+}
