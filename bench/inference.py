@@ -186,7 +186,7 @@ class Arm:
         folder = args.models
         environment = dict(os.environ)
         if name == "thimble torch":  # the same weights without our kernels, which want them in an order of their own
-            environment["THIMBLE_KERNELS"] = "off"
+            environment["ASSISTANT_KERNELS"] = "off"
             folder = beside(args.models)
         command += ["--models", str(folder)]
         self._process = subprocess.Popen(

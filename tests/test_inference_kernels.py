@@ -238,7 +238,7 @@ def test_the_packaged_model_says_the_same_with_them_and_without(packaged_models:
             (folder / path.name).symlink_to(path.resolve())
     said = {}
     for switch in ("on", "off"):
-        env = os.environ | {"THIMBLE_KERNELS": switch, "PYTHONPATH": str(ROOT)}
+        env = os.environ | {"ASSISTANT_KERNELS": switch, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             [sys.executable, "-c", SAY, str(folder)], env=env, capture_output=True, text=True, timeout=200, check=True
         )

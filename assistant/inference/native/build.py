@@ -46,10 +46,10 @@ class NoCompilerError(KernelsNotBuiltError):
 def library() -> ctypes.CDLL | None:
     """Load the kernels that were built for this CPU; None where there are none, or where they are switched off.
 
-    ``THIMBLE_KERNELS=off`` switches them off. So does ``ONEDNN_MAX_CPU_ISA``, which says that this process should
+    ``ASSISTANT_KERNELS=off`` switches them off. So does ``ONEDNN_MAX_CPU_ISA``, which says that this process should
     compute as an older CPU would.
     """
-    if os.environ.get("THIMBLE_KERNELS", "").lower() in ("off", "0", "no", "false"):
+    if os.environ.get("ASSISTANT_KERNELS", "").lower() in ("off", "0", "no", "false"):
         return None
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in ("", "ALL", "DEFAULT"):
         return None
