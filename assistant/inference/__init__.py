@@ -9,6 +9,7 @@ Importing this loads neither; ``load_chat_model`` does. How a local model runs, 
     decoder.py      our forward pass for Llama-like models, its steps and its KV cache
     architecture.py what config.json says of such a model
     weights.py      safetensors files, mapped      quantized.py   the int8 weights kept beside them
+    native/         the same forward pass in C, for small weights on x86-64
     hosted.py       every other architecture, through transformers
     remote.py       a model behind a URL
 """

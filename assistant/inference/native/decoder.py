@@ -33,8 +33,6 @@ SLOTS = 64
 _ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu": 2}
 _MAX_DIM = 512
 
-_float_p = ctypes.POINTER(ctypes.c_float)
-
 
 class _Product(ctypes.Structure):
     _fields_ = (
