@@ -10,7 +10,7 @@ export GRADIO_ANALYTICS_ENABLED := False
 export ANONYMIZED_TELEMETRY := False
 export HF_HUB_DISABLE_TELEMETRY := 1
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-browser screenshots setup setup-dev models kernels browser lint format typecheck docs docs-check check bench-history bench-recall bench-transfer bench-retrieval bench-folds bench-answers soak-kill bench-ingest bench-messy bench-inference bench-memory soak soak-plain profile clean
+.PHONY: help chat test test-browser screenshots setup setup-dev models kernels browser lint format typecheck docs docs-check check bench-history bench-recall bench-transfer bench-retrieval bench-folds bench-answers soak-kill bench-ingest bench-messy bench-inference bench-cold bench-memory soak soak-plain profile clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -128,6 +128,9 @@ bench-inference: setup-dev models kernels .venv-bench/.installed build/bench/Smo
 	$(BIN)/python -c "import glob, site; open(glob.glob('.venv-soak/lib/python*/site-packages')[0] + '/base.pth', 'w').write(site.getsitepackages()[0])"
 	.venv-soak/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements-bench.txt
 	@touch $@
+
+bench-cold: setup-dev models kernels ## Measure a question in a new process, from the command to the first quote and word
+	$(BIN)/python -m bench.cold $(ARGS)
 
 bench-memory: setup-dev models kernels ## Hold the memory plan against measured peaks
 	$(BIN)/python -m bench.memory $(ARGS)

@@ -20,7 +20,10 @@ __all__ = ["Assistant", "AssistantError", "Settings", "__version__"]
 def __getattr__(name: str) -> Any:
     """Load ``Assistant`` when first asked for (PEP 562)."""
     if name == "Assistant":
-        from .core import Assistant
+        from .starting import undisturbed
+
+        with undisturbed():
+            from .core import Assistant
 
         return Assistant
     raise AttributeError(f"module 'assistant' has no attribute {name!r}")

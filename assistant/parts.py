@@ -24,6 +24,7 @@ from .history import History
 from .models import ResolvedModel, check_folder, listed, resolve
 from .prompts import Prompts
 from .settings import Settings
+from .starting import undisturbed
 
 if TYPE_CHECKING:
     from .budget import Earlier
@@ -245,7 +246,8 @@ class Parts:
                 if self._closed.is_set():
                     raise RuntimeError("this Assistant is closed; make a new one")
                 started = time.monotonic()
-                self._made[name] = _MAKERS[name](self)
+                with undisturbed():
+                    self._made[name] = _MAKERS[name](self)
                 memory.trim()
                 logger.info("%s ready after %.2f s", name, time.monotonic() - started)
                 memory.log_rss(f"loading {name}")

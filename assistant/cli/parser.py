@@ -15,6 +15,7 @@ from assistant import __version__
 from assistant.errors import SettingsError
 from assistant.records import LOCAL_USER
 from assistant.settings import Settings
+from assistant.starting import undisturbed
 
 Command = Callable[[Settings, argparse.Namespace], int]
 
@@ -161,7 +162,8 @@ def _add_session(parser: argparse.ArgumentParser) -> None:
 
 def _lazy(module: str, function: str) -> Command:
     def run(settings: Settings, args: argparse.Namespace) -> int:
-        loaded = importlib.import_module(f"{__package__}.{module}")
+        with undisturbed():
+            loaded = importlib.import_module(f"{__package__}.{module}")
         status: int = getattr(loaded, function)(settings, args)
         return status
 

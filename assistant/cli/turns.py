@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from assistant.errors import AssistantError, QuestionError
 from assistant.memory import MemoryTrace
 from assistant.records import Answer, Done, Event, Queued, Quote, Retrieved, Token
 from assistant.settings import Settings
+from assistant.starting import undisturbed
 from assistant.units import format_bytes, format_seconds
 
 _HELP = """Type a question and press Enter. Ctrl+C stops an answer; Ctrl+D ends the chat.
@@ -30,7 +32,7 @@ def ask(settings: Settings, args: argparse.Namespace) -> int:
         raise QuestionError("There is no question; write what you want to know.")
     with Assistant(settings) as assistant:
         trace = _tracing(args)
-        events = assistant.stream(question, session_id=args.session, documents=args.document)
+        events = _until_answered(assistant.stream(question, session_id=args.session, documents=args.document))
         if args.json:
             answer = _last(events)
             print(json.dumps(answer.as_dict(), ensure_ascii=False, indent=2))
@@ -119,6 +121,26 @@ def show_events(events: Iterator[Event]) -> Answer:
         events.close()  # type: ignore[attr-defined]  # a generator
         raise
     raise AssistantError("The turn ended without an answer; ask again.")
+
+
+def _until_answered(events: Iterator[Event]) -> Iterator[Event]:
+    """Pass on the events of this process's only turn, without looking for garbage before the answer begins.
+
+    What was loaded by then is needed to the end, and is left out of later collections, that at the exit too.
+    """
+    try:
+        with undisturbed():
+            for event in events:
+                if isinstance(event, (Token, Done)):
+                    gc.freeze()
+                    break
+                yield event
+            else:
+                return
+        yield event
+        yield from events
+    finally:
+        events.close()  # type: ignore[attr-defined]  # a generator: closing it ends the turn as stopped
 
 
 def _last(events: Iterator[Event]) -> Answer:

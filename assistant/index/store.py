@@ -8,6 +8,7 @@ vectors, running the ingest again or ``repair`` does the rest.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from assistant.errors import IndexStoreError, StorageFullError, UnknownDocumentError
 from assistant.records import Chunk, DocumentInfo, Scope
+from assistant.starting import load_chroma
 
 from . import care, short
 from .care import IndexReport
@@ -285,6 +287,11 @@ class Index:
                     self._chroma.release()
         raise AssertionError("unreachable")
 
+    def load_beside(self) -> None:
+        """Start to load Chroma on a thread of its own, where it is not loaded yet."""
+        if "chromadb" not in sys.modules:
+            threading.Thread(target=_try_to_load, name="load-chroma", daemon=True).start()
+
     def _nearest(self, vectors: np.ndarray, k: int, where: dict[str, object] | None) -> list[list[tuple[str, float]]]:
         store = self._chroma.store()
         if store.directions is None:
@@ -398,3 +405,8 @@ class Index:
             parts.append({"owner": {"$in": ["", scope.user]}})
             parts.append({"session_id": {"$in": ["", scope.session_id or ""]}})
         return {"$and": parts} if len(parts) > 1 else parts[0] if parts else None
+
+
+def _try_to_load() -> None:
+    with suppress(Exception):  # raised again, in the foreground, by whoever opens the vectors
+        load_chroma()

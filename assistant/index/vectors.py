@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assistant.errors import IndexStoreError
+from assistant.starting import load_chroma
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,13 +32,12 @@ class VectorStore:
     """
 
     def __init__(self, folder: Path, directions: np.ndarray | None = None) -> None:
-        import chromadb
-        from chromadb.config import Settings
+        chromadb: Any = load_chroma()
 
         self.folder = folder
         self.directions = directions
         self._client: Any = chromadb.PersistentClient(
-            str(folder), settings=Settings(anonymized_telemetry=False, is_persistent=True, allow_reset=False)
+            str(folder), settings=chromadb.Settings(anonymized_telemetry=False, is_persistent=True, allow_reset=False)
         )
         self._rows = self._client.get_or_create_collection(
             COLLECTION, embedding_function=None, configuration={"hnsw": {"space": "cosine"}}

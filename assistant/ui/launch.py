@@ -10,6 +10,7 @@ from typing import Any
 
 from assistant.errors import AssistantError
 from assistant.settings import Settings
+from assistant.starting import undisturbed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(args: Any) -> None:
     settings = Settings.from_environment(model=args.model, memory_budget=args.memory_budget)
     # Here, not above: both take seconds to import, and --help and a typo need neither.
-    from assistant import Assistant
+    with undisturbed():
+        from assistant import Assistant
 
-    from .server import access_for, check_port, serve
+        from .server import access_for, check_port, serve
 
     access, made = access_for(settings, host=args.host, share=args.share, public=args.public, auth=args.auth)
     check_port(args.host, args.port)
