@@ -156,7 +156,8 @@ def needs(config: Mapping[str, Any], name: str, dtype: str, *, kernels: bool = F
     return ModelNeeds(
         name=name, dtype=dtype, max_context=context, mapped=mapped,
         anonymous=anonymous + rope_tables + 4 * layers * hidden + (KERNELS_BYTES if kernels else TOKENIZER_BYTES),
-        kv_per_token=2 * layers * kv_heads * head_dim * itemsize, fixed=TURN_BYTES + 4 * vocab,
+        kv_per_token=2 * layers * kv_heads * (head_dim * itemsize + (4 if kernels else 0)),  # kernels: a scale each
+        fixed=TURN_BYTES + 4 * vocab,
         per_prompt_token=(4 + stored) * hidden if kernels else widths * itemsize,
         one_layer=0 if kernels else stored * layer,
     )  # fmt: skip

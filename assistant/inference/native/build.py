@@ -26,7 +26,7 @@ from typing import Any
 from assistant.errors import InferenceError
 
 SOURCE = Path(__file__).with_name("kernels.c")
-VERSION = 1
+VERSION = 2
 """Of what the functions take; ``kernels.c`` has the same."""
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-shared", "-fPIC")
 _LIBRARIES = ("-lm", "-lpthread")
@@ -124,9 +124,7 @@ def opened(path: Path) -> ctypes.CDLL | None:
 
 def described(found: ctypes.CDLL) -> str:
     """Name what the kernels were built for."""
-    use = found.kernels_use()
-    extras = [name for bit, name in ((1, "VNNI"), (2, "BF16")) if use & bit]
-    return " ".join(["AVX2", *extras])
+    return "AVX2 VNNI" if found.kernels_use() & 1 else "AVX2"
 
 
 def _places() -> Iterator[Path]:

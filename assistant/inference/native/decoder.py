@@ -23,9 +23,9 @@ from .layout import Packed
 
 MAX_STEP = 8
 """Tokens of a step at most; ``MAX_ROWS`` of the kernels."""
-READ_ROWS = 768
-"""Tokens that a layer takes at a time, at most: between two such parts, some 40 ms, a stop is seen. With half as many
-the threads wait for each other a tenth of the time."""
+READ_ROWS = 1536
+"""Tokens that a layer takes at a time, at most: between two such parts, some 60 ms, a stop is seen. With a quarter as
+many the threads wait for each other a tenth of the time. ``MAX_READ`` of the kernels."""
 TASK_ROWS = 48
 """Rows of a task of reading; ``BLOCK`` of the kernels."""
 SLOTS = 64
@@ -60,7 +60,10 @@ class _Model(ctypes.Structure):
 
 
 class _Cache(ctypes.Structure):
-    _fields_ = (("keys", ctypes.c_void_p), ("values", ctypes.c_void_p), ("slots", ctypes.c_int64))
+    _fields_ = (
+        ("keys", ctypes.c_void_p), ("values", ctypes.c_void_p),
+        ("key_scale", ctypes.c_void_p), ("value_scale", ctypes.c_void_p), ("slots", ctypes.c_int64),
+    )  # fmt: skip
 
 
 def fits(arch: Architecture) -> bool:
@@ -70,10 +73,11 @@ def fits(arch: Architecture) -> bool:
 
 
 class KernelCache:
-    """Keys and values of one conversation, bfloat16, in the kernels' order (see ``kernels.c``).
+    """Keys and values of one conversation, 16-bit numbers with a scale each, in the kernels' order (see ``kernels.c``).
 
     Two neighbouring dimensions of a key, and two neighbouring tokens' values, make a 32-bit word: keys are [layers,
-    kv_heads, slots / 8, head_dim / 2, 8], values [layers, kv_heads, slots / 2, head_dim].
+    kv_heads, slots / 8, head_dim / 2, 8], values [layers, kv_heads, slots / 2, head_dim]. Scales are [layers, kv_heads,
+    slots].
     """
 
     def __init__(self, arch: Architecture, tokens: int) -> None:
@@ -82,16 +86,20 @@ class KernelCache:
         heads = (arch.layers, arch.kv_heads)
         self.keys = zeros((*heads, self.slots // 8, arch.head_dim // 2, 8), torch.int32, "cpu")
         self.values = zeros((*heads, self.slots // 2, arch.head_dim), torch.int32, "cpu")
+        self.key_scale = zeros((*heads, self.slots), torch.float32, "cpu")
+        self.value_scale = zeros((*heads, self.slots), torch.float32, "cpu")
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return self.keys.nbytes + self.values.nbytes
+        return sum(part.nbytes for part in (self.keys, self.values, self.key_scale, self.value_scale))
 
     def take(self, other: KernelCache, length: int) -> None:
         """Copy the first *length* tokens of another conversation's cache; what shares a word with them comes along."""
         self.keys[:, :, : -(-length // 8)] = other.keys[:, :, : -(-length // 8)]
         self.values[:, :, : -(-length // 2)] = other.values[:, :, : -(-length // 2)]
+        self.key_scale[:, :, :length] = other.key_scale[:, :, :length]
+        self.value_scale[:, :, :length] = other.value_scale[:, :, :length]
         self.length = length
 
 
@@ -207,7 +215,8 @@ class KernelDecoder:
         return (found * self._scale if self.arch.embedding_scale != 1.0 else found).float()
 
     def _place(self, cache: KernelCache) -> _Cache:
-        return _Cache(cache.keys.data_ptr(), cache.values.data_ptr(), cache.slots)
+        scales = (cache.key_scale.data_ptr(), cache.value_scale.data_ptr())
+        return _Cache(cache.keys.data_ptr(), cache.values.data_ptr(), *scales, cache.slots)
 
     def _norm(self, name: str) -> int:
         return self._address(self._tensors.tensor(name).float() + self.arch.norm_offset)

@@ -2,13 +2,14 @@
  *
  * - Products are 8-bit: weights in 4 or 8 bits, activations rounded to signed bytes, GROUP inputs to a scale, as
  *   llama.cpp's are (its Q8_0 blocks). Four neighbouring inputs of 8 outputs fill a vector. Sums of a group are exact.
- * - Keys of 8 slots lie side by side, two neighbouring dimensions to a 32-bit word; values lie by dimension, two
- *   neighbouring slots to a word. That is what the bfloat16 product of AVX-512 takes; other CPUs widen the words.
+ * - Attention multiplies 16-bit numbers: each query, key and value has a scale, and so have a row's weights of SLOTS
+ *   slots. They are bounded so that sums fit 32 bits: they are exact. Keys of 8 slots lie side by side, two neighbouring
+ *   dimensions to a 32-bit word; values lie by dimension, two neighbouring slots to a word.
  * - A row's result never depends on the other rows of a call nor on how many there are: each is summed in one order,
  *   which its position alone decides. So a step of several tokens gives what single steps give, to the last bit, and
  *   a prompt read in parts what it gives at once. That forbids -ffast-math; contraction of a * b + c is off, too (it
  *   might differ from one unrolled copy to another), and fused products are spelt out.
- * - Vectors have 256 bits everywhere. A CPU with AVX-512 or AVX-VNNI is used for its 8-bit and bfloat16 products.
+ * - Vectors have 256 bits everywhere. A CPU with AVX-512 or AVX-VNNI is used for its products of whole numbers.
  *
  * Numbers are in elements unless they say bytes. Nothing here checks shapes: decoder.py does. */
 
@@ -26,11 +27,12 @@
 #endif
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 #define DOT_BYTES _mm256_dpbusd_epi32
+#define ADD_PAIRS(sum, a, b) ((sum) = _mm256_dpwssd_epi32(sum, a, b))
 #elif defined(__AVXVNNI__)
 #define DOT_BYTES _mm256_dpbusd_avx_epi32
-#endif
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
-#define HAS_BF16 1
+#define ADD_PAIRS(sum, a, b) ((sum) = _mm256_dpwssd_avx_epi32(sum, a, b))
+#else /* in assembly, or gcc would copy a sum to another register and back */
+#define ADD_PAIRS(sum, a, b) __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(_mm256_madd_epi16(a, b)))
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -39,7 +41,7 @@
 #define IN_PLACE(x) __asm__("" : "+x"(x))
 
 enum {
-    VERSION = 1,
+    VERSION = 2,
     LANES = 8,        /* floats of a vector: outputs to a panel, slots to a tile of keys */
     GROUP = 32,       /* inputs that share a scale */
     MAX_ROWS = 8,     /* tokens of a step */
@@ -48,17 +50,14 @@ enum {
     SMALLEST = 12,    /* and at least */
     MAX_READ = 1536,  /* rows of a read */
     MAX_TASKS = MAX_READ / SMALLEST,
-    SLOTS = 64,       /* slots whose scores are made at a time when reading */
+    SLOTS = 64,       /* slots that are weighed together: the weights' scale is theirs */
     ROWS = 4,         /* rows of a product of attention */
     AT_ONCE = 4,      /* rows of a product with weights whose sums are made side by side */
     MAX_THREADS = 64,
     MAX_DIM = 512,    /* widest head */
     SPINS = 4000,     /* pauses, some 40 ns each, before a thread without work sleeps */
-#ifdef HAS_BF16
-    TILES = 4,        /* tiles of keys, or vectors of values, of a product of attention: what the registers hold */
-#else
-    TILES = 2,
-#endif
+    TILES = 2,        /* tiles of keys, or vectors of values, of a product of attention: what the registers hold */
+    VALUE_MOST = 2047, WEIGHT_MOST = 16383, /* SLOTS products of the two add up to less than 2 to the power of 31 */
 };
 static const float NEVER = -1e30f; /* score of a slot that is not seen: finite, so that nothing becomes NaN */
 
@@ -205,8 +204,9 @@ typedef struct {
     Product head;
 } Model;
 
-typedef struct { /* keys [layers][kv_heads][slots / 8][dim / 2][8], values [layers][kv_heads][slots / 2][dim] */
-    uint32_t *keys, *values;
+typedef struct { /* keys [layers][kv_heads][slots / 8][dim / 2][8][2], values [layers][kv_heads][slots / 2][dim][2] */
+    int16_t *keys, *values; /* in pairs */
+    float *key_scale, *value_scale; /* [layers][kv_heads][slots] */
     int64_t slots;
 } Cache;
 
@@ -271,43 +271,39 @@ INLINE __m256 activated(__m256 x, int activation) {
     return load(lane);
 }
 
-/* bfloat16, to the nearest, ties to even. */
-INLINE __m128i to_bf16(__m256 x) {
-    __m256i bits = _mm256_castps_si256(x);
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    bits = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    bits = _mm256_packus_epi32(_mm256_srli_epi32(bits, 16), _mm256_setzero_si256());
-    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(bits, 0x08));
+/* 2 to the power of x, which is 0 or less: within 1e-7. A polynomial of the fraction, fitted at Chebyshev's nodes. */
+INLINE __m256 power_of_two(__m256 x) {
+    x = _mm256_max_ps(x, all(-125.0f));
+    __m256 n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm256_sub_ps(x, n);
+    __m256 y = _mm256_fmadd_ps(all(1.3266970388e-3f), f, all(9.6754597456e-3f));
+    y = _mm256_fmadd_ps(y, f, all(5.5507426160e-2f));
+    y = _mm256_fmadd_ps(y, f, all(2.4022121754e-1f));
+    y = _mm256_fmadd_ps(y, f, all(6.9314694916e-1f));
+    y = _mm256_fmadd_ps(y, f, all(1.0f));
+    __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), power));
 }
 
-/* Two numbers that meet a word of the cache: bfloat16 where the CPU multiplies that, else floats. */
-#ifdef HAS_BF16
-typedef uint16_t Half;
-typedef __m256i Words, Pair;
-INLINE void store_halves(Half *at, __m256 x) { _mm_storeu_si128((__m128i *)at, to_bf16(x)); }
-INLINE Words words_at(const uint32_t *at) { return bytes(at); }
-INLINE Pair pair_at(const Half *at) {
-    int32_t both;
-    memcpy(&both, at, 4);
-    return _mm256_set1_epi32(both);
+INLINE __m256i whole_at(const float *at, __m256 factor) {
+    return _mm256_cvtps_epi32(_mm256_mul_ps(load(at), factor));
 }
-INLINE __m256 dot(__m256 sum, Words words, Pair pair) { return _mm256_dpbf16_ps(sum, (__m256bh)words, (__m256bh)pair); }
-#else
-typedef float Half;
-typedef struct {
-    __m256 low, high;
-} Words, Pair;
-INLINE void store_halves(Half *at, __m256 x) { store(at, x); }
-INLINE Words words_at(const uint32_t *at) {
-    __m256i words = bytes(at);
-    return (Words){_mm256_castsi256_ps(_mm256_slli_epi32(words, 16)),
-                   _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32((int)0xffff0000)))};
+INLINE float inverse_of(float peak, float most) { return peak > 1e-30f ? most / peak : 0.0f; }
+
+/* Round numbers, a multiple of 16, to whole ones of *most* at most; return their scale. */
+INLINE float whole(const float *x, int n, float most, int16_t *result) {
+    __m256 peaks = all(0.0f);
+    for (int at = 0; at < n; at += LANES) peaks = _mm256_max_ps(peaks, magnitude(load(x + at)));
+    float peak = most_of(peaks);
+    __m256 factor = all(inverse_of(peak, most));
+    for (int at = 0; at < n; at += 2 * LANES) {
+        __m256i packed = _mm256_packs_epi32(whole_at(x + at, factor), whole_at(x + at + LANES, factor));
+        _mm256_storeu_si256((__m256i *)(result + at), _mm256_permute4x64_epi64(packed, 0xd8));
+    }
+    return peak / most;
 }
-INLINE Pair pair_at(const Half *at) { return (Pair){_mm256_broadcast_ss(at), _mm256_broadcast_ss(at + 1)}; }
-INLINE __m256 dot(__m256 sum, Words words, Pair pair) {
-    return _mm256_fmadd_ps(words.high, pair.high, _mm256_fmadd_ps(words.low, pair.low, sum));
-}
-#endif
+
+/* What a query's and a key's numbers are at most: *dim* products add up to less than 2 to the power of 31. */
+INLINE float most_for(int dim) { return floorf(sqrtf(2147483520.0f / (float)dim)); }
 
 /* Divide by the root of the mean square, and multiply by the weight. */
 static void normed(const float *x, const float *weight, int n, float eps, float *result) {
@@ -504,20 +500,22 @@ INLINE int panels_of(const Product *product, int mode) { return product->outputs
 
 typedef struct { /* what one thread writes on */
     Rounded x;           /* a block's rows */
-    float *scores;       /* [MAX_ROWS * groups][CHUNK] */
-    Half *weights;       /* the same, as they meet values */
+    float *scores;       /* step: [MAX_ROWS * groups][CHUNK], reading: [ROWS][SLOTS] */
+    int16_t *weights;    /* the same, as they meet values */
     float *mixed, *wide; /* [BLOCK][heads * dim], [BLOCK][the widest of qkv and intermediate] */
     float *line;         /* [the widest input] */
     float *out;          /* [groups * BLOCK][dim] */
     float *peak, *total; /* [groups * BLOCK] */
-    Half *queries;       /* [groups * BLOCK / ROWS][dim / 2][ROWS][2] */
+    int16_t *queries;    /* [groups * BLOCK / ROWS][dim / 2][ROWS][2] */
+    float *query_scale;  /* [groups * BLOCK] */
 } Room;
 
 typedef struct {
     int threads;
     Rounded x;                           /* a step's rows */
     float *hidden, *line, *wide, *mixed;
-    Half *queries;                       /* step: [kv_heads][rows * groups][dim]; reading: [rows][heads][dim] */
+    int16_t *queries;                    /* step: [kv_heads][rows * groups][dim]; reading: [rows][heads][dim] */
+    float *query_scale;                  /* the same without [dim]; the scale of scores and log2(e) in it */
     float *parts, *stats;                /* [kv_heads][chunks][rows * groups][dim] and [..][2] */
     int64_t bytes;
     Room room[MAX_THREADS];
@@ -539,27 +537,26 @@ static void turned(const Model *model, const float *norm, const float *x, int po
     }
 }
 
-/* Turn a token's queries, and write its keys and values into their slot. row: queries, keys and values, overwritten;
- * a key-value head's queries go to *queries* and every *stride* on, a group's side by side. */
-static void remember(const Model *model, const Layer *layer, const Cache *cache, int index, int position, float *row,
-                     Half *queries, int64_t stride) {
+/* Turn a token's queries, and write its keys and values into their slot. row: queries, keys and values; the queries of
+ * a key-value head go to *queries* and every *stride* queries on, a group's side by side. */
+static void remember(const Model *model, const Layer *layer, const Cache *cache, int index, int position,
+                     const float *row, int16_t *queries, float *query_scale, int64_t stride) {
     int dim = model->dim, heads = model->heads, kv = model->kv_heads, groups = heads / kv;
-    float turn[MAX_DIM];
-    uint16_t rounded[MAX_DIM];
+    float turn[MAX_DIM], most = most_for(dim);
+    int16_t rounded[MAX_DIM];
     for (int head = 0; head < heads; head++) {
+        int64_t to = head / groups * stride + head % groups;
         turned(model, layer->q_norm, row + head * dim, position, turn);
-        Half *query = queries + head / groups * stride + head % groups * dim;
-        for (int d = 0; d < dim; d += LANES) store_halves(query + d, load(turn + d));
+        query_scale[to] = whole(turn, dim, most, queries + to * dim) * model->scale * 1.44269504088896341f;
     }
     for (int head = 0; head < kv; head++) {
-        int64_t at = (int64_t)index * kv + head;
-        uint32_t *key = cache->keys + (at * cache->slots + position / LANES * LANES) * (dim / 2) + position % LANES;
-        uint16_t *value = (uint16_t *)(cache->values + (at * cache->slots / 2 + position / 2) * dim) + position % 2;
+        int64_t at = ((int64_t)index * kv + head) * cache->slots;
+        int16_t *key = cache->keys + (at + position / LANES * LANES) * dim + position % LANES * 2;
+        int16_t *value = cache->values + (at + position / 2 * 2) * dim + position % 2;
         turned(model, layer->k_norm, row + (heads + head) * dim, position, turn);
-        for (int d = 0; d < dim; d += LANES) _mm_storeu_si128((__m128i *)(rounded + d), to_bf16(load(turn + d)));
-        for (int d = 0; d < dim / 2; d++) memcpy(key + d * LANES, rounded + 2 * d, 4);
-        const float *values = row + (heads + kv + head) * dim;
-        for (int d = 0; d < dim; d += LANES) _mm_storeu_si128((__m128i *)(rounded + d), to_bf16(load(values + d)));
+        cache->key_scale[at + position] = whole(turn, dim, most, rounded);
+        for (int d = 0; d < dim; d += 2) memcpy(key + d * LANES, rounded + d, 2 * sizeof(int16_t));
+        cache->value_scale[at + position] = whole(row + (heads + kv + head) * dim, dim, VALUE_MOST, rounded);
         for (int d = 0; d < dim; d++) value[2 * d] = rounded[d];
     }
 }
@@ -570,92 +567,136 @@ INLINE __m256 visible(int seen, int slot) {
     return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(seen), ahead));
 }
 
+INLINE __m256i words_at(const int16_t *at) { return bytes(at); }
+INLINE __m256i pair_at(const int16_t *at) {
+    int32_t pair;
+    memcpy(&pair, at, 4);
+    return _mm256_set1_epi32(pair);
+}
+
 /* Scores of TILES * 8 slots for some rows. queries: pair d of row r lies at d * by + r * step. */
-INLINE void score(const uint32_t *keys, const Half *queries, int64_t by, int64_t step, int dim, const int rows,
-                  float scale, float *result, int64_t width) {
-    __m256 sum[ROWS][TILES];
+INLINE void score(const int16_t *keys, const float *key_scale, const int16_t *queries, const float *query_scale,
+                  int64_t by, int64_t step, int dim, const int rows, float *result, int64_t width) {
+    __m256i sum[ROWS][TILES];
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int t = 0; t < TILES; t++) sum[r][t] = all(0.0f);
-    for (int d = 0; d < dim / 2; d++, keys += LANES, queries += by) {
-        Words words[TILES];
-#pragma GCC unroll 4
-        for (int t = 0; t < TILES; t++) words[t] = words_at(keys + (int64_t)t * (dim / 2) * LANES);
+    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+    for (int d = 0; d < dim / 2; d++, keys += 2 * LANES, queries += by) {
+        __m256i left = words_at(keys), right = words_at(keys + (int64_t)dim * LANES);
+        IN_PLACE(left);
+        IN_PLACE(right);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            Pair pair = pair_at(queries + r * step);
-#pragma GCC unroll 4
-            for (int t = 0; t < TILES; t++) sum[r][t] = dot(sum[r][t], words[t], pair);
+            __m256i pair = pair_at(queries + r * step);
+            ADD_PAIRS(sum[r][0], left, pair);
+            ADD_PAIRS(sum[r][1], right, pair);
         }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int t = 0; t < TILES; t++) store(result + r * width + t * LANES, _mm256_mul_ps(sum[r][t], all(scale)));
+#pragma GCC unroll 2
+        for (int t = 0; t < TILES; t++) {
+            __m256 scale = _mm256_mul_ps(load(key_scale + t * LANES), all(query_scale[r]));
+            store(result + r * width + t * LANES, _mm256_mul_ps(_mm256_cvtepi32_ps(sum[r][t]), scale));
+        }
 }
 
-/* Add values, mixed by weights, to rows of results that are multiplied by *keep* first; TILES * 8 dimensions.
- * weights: of slot s for row r at r * stride + s. */
-INLINE void mix(const uint32_t *values, const Half *weights, int64_t stride, const float *keep, int dim, int pairs,
-                const int rows, float *result) {
-    __m256 sum[ROWS][TILES];
+/* Add the values of *pairs* pairs of slots, mixed by weights, to rows of results that are multiplied by *keep* first;
+ * TILES * 8 dimensions. weights: of slot s for row r at r * stride + s. */
+INLINE void mix(const int16_t *values, const int16_t *weights, int64_t stride, const float *keep, const float *scale,
+                int dim, int pairs, const int rows, float *result) {
+    __m256i sum[ROWS][TILES];
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < TILES; v++) sum[r][v] = _mm256_mul_ps(load(result + r * dim + v * LANES), all(keep[r]));
-    for (int i = 0; i < pairs; i++, values += dim) {
-        Words words[TILES];
-#pragma GCC unroll 4
-        for (int v = 0; v < TILES; v++) words[v] = words_at(values + v * LANES);
+    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+    for (int i = 0; i < pairs; i++, values += 2 * dim) {
+        __m256i left = words_at(values), right = words_at(values + 2 * LANES);
+        IN_PLACE(left);
+        IN_PLACE(right);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            Pair pair = pair_at(weights + r * stride + 2 * i);
-#pragma GCC unroll 4
-            for (int v = 0; v < TILES; v++) sum[r][v] = dot(sum[r][v], words[v], pair);
+            __m256i pair = pair_at(weights + r * stride + 2 * i);
+            ADD_PAIRS(sum[r][0], left, pair);
+            ADD_PAIRS(sum[r][1], right, pair);
         }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < TILES; v++) store(result + r * dim + v * LANES, sum[r][v]);
+#pragma GCC unroll 2
+        for (int v = 0; v < TILES; v++) {
+            float *to = result + (int64_t)r * dim + v * LANES;
+            __m256 kept = _mm256_mul_ps(load(to), all(keep[r]));
+            store(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r][v]), all(scale[r]), kept));
+        }
 }
 
-/* One or four rows at a time, whose copies differ in nothing but that. */
-static void mix_rows(const uint32_t *values, const Half *weights, int64_t stride, const float *keep, int dim, int pairs,
-                     int rows, float *result) {
+/* One, three or four rows at a time, whose copies differ in nothing but that. */
+static void mix_rows(const int16_t *values, const int16_t *weights, int64_t stride, const float *keep,
+                     const float *scale, int dim, int pairs, int rows, float *result) {
     for (int d = 0; d < dim; d += TILES * LANES)
         for (int r = 0; r < rows;) {
-            const Half *from = weights + r * stride;
+            const int16_t *from = weights + r * stride;
             float *to = result + (int64_t)r * dim + d;
             if (rows - r >= ROWS) {
-                mix(values + d, from, stride, keep + r, dim, pairs, ROWS, to);
+                mix(values + 2 * d, from, stride, keep + r, scale + r, dim, pairs, ROWS, to);
                 r += ROWS;
             } else if (rows - r == 3) {
-                mix(values + d, from, stride, keep + r, dim, pairs, 3, to);
+                mix(values + 2 * d, from, stride, keep + r, scale + r, dim, pairs, 3, to);
                 r += 3;
             } else {
-                mix(values + d, from, stride, keep + r, dim, pairs, 1, to);
+                mix(values + 2 * d, from, stride, keep + r, scale + r, dim, pairs, 1, to);
                 r++;
             }
         }
 }
 
-static void score_rows(const uint32_t *keys, const Half *queries, int dim, int rows, float scale, float *result) {
+static void score_rows(const int16_t *keys, const float *key_scale, const int16_t *queries, const float *query_scale,
+                       int dim, int rows, float *result) {
     for (int r = 0; r < rows;) {
-        const Half *from = queries + (int64_t)r * dim;
+        const int16_t *from = queries + (int64_t)r * dim;
         float *to = result + (int64_t)r * CHUNK;
         if (rows - r >= ROWS) {
-            score(keys, from, 2, dim, dim, ROWS, scale, to, CHUNK);
+            score(keys, key_scale, from, query_scale + r, 2, dim, dim, ROWS, to, CHUNK);
             r += ROWS;
         } else if (rows - r == 3) {
-            score(keys, from, 2, dim, dim, 3, scale, to, CHUNK);
+            score(keys, key_scale, from, query_scale + r, 2, dim, dim, 3, to, CHUNK);
             r += 3;
         } else {
-            score(keys, from, 2, dim, dim, 1, scale, to, CHUNK);
+            score(keys, key_scale, from, query_scale + r, 2, dim, dim, 1, to, CHUNK);
             r++;
         }
     }
+}
+
+/* Make weights of a row's scores of some slots, SLOTS at most, of which it sees *seen*: times the values' scales, as
+ * whole numbers. Scores are written over. Adds the weights to *total*; returns their scale. */
+INLINE float weigh(float *scores, int slots, int seen, float peak, const float *value_scale, int16_t *weights,
+                   __m256 *total) {
+    __m256 largest = all(0.0f);
+    for (int s = 0; s < slots; s += LANES) {
+        __m256 weight = power_of_two(_mm256_sub_ps(load(scores + s), all(peak)));
+        if (seen < s + LANES) weight = _mm256_and_ps(weight, visible(seen, s));
+        *total = _mm256_add_ps(*total, weight);
+        weight = _mm256_mul_ps(weight, load(value_scale + s));
+        largest = _mm256_max_ps(largest, weight);
+        store(scores + s, weight);
+    }
+    float most = most_of(largest);
+    __m256 factor = all(inverse_of(most, WEIGHT_MOST));
+    for (int s = 0; s < slots; s += 2 * LANES) {
+        __m256i packed = _mm256_packs_epi32(whole_at(scores + s, factor), whole_at(scores + s + LANES, factor));
+        _mm256_storeu_si256((__m256i *)(weights + s), _mm256_permute4x64_epi64(packed, 0xd8));
+    }
+    return most / WEIGHT_MOST;
+}
+
+/* The greatest of a row's scores that it sees, or *peak* where that is greater. */
+INLINE float peak_of(const float *scores, int slots, int seen, float peak) {
+    __m256 most = all(peak);
+    for (int s = 0; s < slots; s += LANES) {
+        __m256 found = load(scores + s);
+        if (seen < s + LANES) found = _mm256_blendv_ps(all(NEVER), found, visible(seen, s));
+        most = _mm256_max_ps(most, found);
+    }
+    return most_of(most);
 }
 
 /* ------------------------------------------------------------------ steps */
@@ -699,33 +740,34 @@ static void attend_task(void *job, int index, int thread) {
     int count = step->start + step->rows - first; /* slots of this chunk that any row sees */
     if (count > CHUNK) count = CHUNK;
     int padded = (count + TILES * LANES - 1) / (TILES * LANES) * (TILES * LANES);
-    int64_t at = (int64_t)step->layer * model->kv_heads + head;
-    const uint32_t *keys = step->cache->keys + (at * step->cache->slots + first) * (dim / 2);
-    const uint32_t *values = step->cache->values + (at * step->cache->slots + first) / 2 * dim;
-    const Half *queries = scratch->queries + (int64_t)head * rows * dim;
+    int64_t at = ((int64_t)step->layer * model->kv_heads + head) * step->cache->slots + first;
+    const int16_t *keys = step->cache->keys + at * dim, *values = step->cache->values + at * dim;
+    const float *key_scale = step->cache->key_scale + at, *value_scale = step->cache->value_scale + at;
+    const int16_t *queries = scratch->queries + (int64_t)head * rows * dim;
+    const float *query_scale = scratch->query_scale + (int64_t)head * rows;
     for (int slot = 0; slot < padded; slot += TILES * LANES)
-        score_rows(keys + (int64_t)slot * (dim / 2), queries, dim, rows, model->scale, room->scores + slot);
+        score_rows(keys + (int64_t)slot * dim, key_scale + slot, queries, query_scale, dim, rows, room->scores + slot);
     float *stats = scratch->stats + ((int64_t)head * step->chunks + chunk) * rows * 2;
     float *parts = scratch->parts + ((int64_t)head * step->chunks + chunk) * rows * dim;
     for (int r = 0; r < rows; r++) {
         float *scores = room->scores + (int64_t)r * CHUNK;
         int seen = step->start + r / groups + 1 - first; /* slots that this row sees */
-        __m256 most = all(NEVER), total = all(0.0f);
-        for (int slot = 0; slot < padded; slot += LANES)
-            most = _mm256_max_ps(most, _mm256_blendv_ps(all(NEVER), load(scores + slot), visible(seen, slot)));
-        float peak = most_of(most);
-        for (int slot = 0; slot < padded; slot += LANES) {
-            __m256 weight = exponential(_mm256_sub_ps(load(scores + slot), all(peak)));
-            weight = _mm256_and_ps(weight, visible(seen, slot));
-            total = _mm256_add_ps(total, weight);
-            store_halves(room->weights + (int64_t)r * CHUNK + slot, weight);
+        float peak = peak_of(scores, padded, seen, NEVER);
+        __m256 total = all(0.0f);
+        for (int slot = 0; slot < padded; slot += SLOTS) {
+            int slots = padded - slot < SLOTS ? padded - slot : SLOTS;
+            float scale = weigh(scores + slot, slots, seen - slot, peak, value_scale + slot,
+                                room->weights + (int64_t)r * CHUNK + slot, &total);
+            room->total[slot / SLOTS * rows + r] = scale;
         }
         stats[2 * r] = peak;
         stats[2 * r + 1] = sum_of(total);
-        room->peak[r] = 0.0f; /* nothing is kept: there is nothing yet */
+        room->peak[r] = 1.0f; /* what there is is kept, beginning with nothing */
     }
     memset(parts, 0, sizeof(float) * (size_t)(rows * dim));
-    mix_rows(values, room->weights, CHUNK, room->peak, dim, padded / 2, rows, parts);
+    for (int slot = 0; slot < padded; slot += SLOTS)
+        mix_rows(values + (int64_t)slot * dim, room->weights + slot, CHUNK, room->peak, room->total + slot / SLOTS * rows,
+                 dim, (padded - slot < SLOTS ? padded - slot : SLOTS) / 2, rows, parts);
 }
 
 /* Put a row's chunks together: [rows][heads * dim]. */
@@ -742,7 +784,7 @@ static void merge(const Step *step) {
             for (int c = 0; c < step->chunks; c++) peak = fmaxf(peak, stats[(int64_t)c * rows * 2]);
             for (int d = 0; d < dim; d += LANES) store(result + d, all(0.0f));
             for (int c = 0; c < step->chunks; c++) {
-                float factor = expf(stats[(int64_t)c * rows * 2] - peak);
+                float factor = exp2f(stats[(int64_t)c * rows * 2] - peak);
                 total += factor * stats[(int64_t)c * rows * 2 + 1];
                 for (int d = 0; d < dim; d += LANES)
                     store(result + d, _mm256_fmadd_ps(load(parts + (int64_t)c * rows * dim + d), all(factor), load(result + d)));
@@ -762,7 +804,7 @@ static void norm_rows(const Model *model, Scratch *scratch, const float *norm, i
  * logits: [rows][outputs of the head]. */
 API void step_rows(const Model *model, Pool *pool, Scratch *scratch, const Cache *cache, int rows, int start, float *logits) {
     int hidden = model->hidden, dim = model->dim, width = model->heads * dim, inner = model->intermediate;
-    int64_t stride = (int64_t)rows * (model->heads / model->kv_heads) * dim;
+    int64_t groups = model->heads / model->kv_heads;
     Step step = {.model = model, .cache = cache, .scratch = scratch, .rows = rows, .start = start};
     step.chunks = (start + rows + CHUNK - 1) / CHUNK;
     scratch->x.rows = rows;
@@ -773,7 +815,7 @@ API void step_rows(const Model *model, Pool *pool, Scratch *scratch, const Cache
         multiply(pool, &step, &layer->qkv, scratch->wide, layer->qkv.outputs, PUT);
         for (int r = 0; r < rows; r++)
             remember(model, layer, cache, index, start + r, scratch->wide + (int64_t)r * layer->qkv.outputs,
-                     scratch->queries + stride / rows * r, stride);
+                     scratch->queries + groups * r * dim, scratch->query_scale + groups * r, groups * rows);
         each(pool, attend_task, &step, model->kv_heads * step.chunks);
         merge(&step);
         for (int r = 0; r < rows; r++) round_row(scratch->mixed + (int64_t)r * width, width, r, &scratch->x);
@@ -842,7 +884,7 @@ static void remember_task(void *job, int index, int thread) {
     for (int r = 0; r < rows; r++)
         remember(model, layer, read->cache, read->layer, read->start + first + r,
                  room->wide + (int64_t)r * layer->qkv.outputs, read->scratch->queries + (int64_t)(first + r) * width,
-                 width / model->kv_heads);
+                 read->scratch->query_scale + (int64_t)(first + r) * model->heads, model->heads / model->kv_heads);
 }
 
 /* Attention of a block's rows for the query heads of one key-value head, SLOTS slots at a time with a running softmax
@@ -850,14 +892,16 @@ static void remember_task(void *job, int index, int thread) {
 static void attend_block(const Read *read, Room *room, int head, int first, int rows) {
     const Model *model = read->model;
     int dim = model->dim, heads = model->heads, groups = heads / model->kv_heads, count = groups * BLOCK;
-    int64_t at = (int64_t)read->layer * model->kv_heads + head;
-    const uint32_t *keys = read->cache->keys + at * read->cache->slots * (dim / 2);
-    const uint32_t *values = read->cache->values + at * read->cache->slots / 2 * dim;
+    int64_t at = ((int64_t)read->layer * model->kv_heads + head) * read->cache->slots;
+    const int16_t *keys = read->cache->keys + at * dim, *values = read->cache->values + at * dim;
+    const float *key_scale = read->cache->key_scale + at, *value_scale = read->cache->value_scale + at;
     for (int r = 0; r < count; r++) {
         int token = r % BLOCK < rows ? r % BLOCK : rows - 1; /* rows that are not there repeat the last one */
-        const Half *from = read->scratch->queries + ((int64_t)(first + token) * heads + head * groups + r / BLOCK) * dim;
-        Half *to = room->queries + (int64_t)(r / ROWS) * ROWS * dim + r % ROWS * 2;
-        for (int d = 0; d < dim; d += 2) memcpy(to + d * ROWS, from + d, 2 * sizeof(Half));
+        int64_t of = (int64_t)(first + token) * heads + head * groups + r / BLOCK;
+        int16_t *to = room->queries + (int64_t)(r / ROWS) * ROWS * dim + r % ROWS * 2;
+        for (int d = 0; d < dim; d += 2)
+            memcpy(to + d * ROWS, read->scratch->queries + of * dim + d, 2 * sizeof(int16_t));
+        room->query_scale[r] = read->scratch->query_scale[of];
         room->peak[r] = NEVER;
         room->total[r] = 0.0f;
     }
@@ -865,33 +909,25 @@ static void attend_block(const Read *read, Room *room, int head, int first, int 
     int base = read->start + first, end = base + rows;
     for (int slot = 0; slot < end; slot += SLOTS)
         for (int r = 0; r < count; r += ROWS) {
-            float keep[ROWS];
-            if (r % BLOCK >= rows || slot > base + r % BLOCK + ROWS - 1) continue; /* none of them sees anything here */
-            for (int part = 0; part < SLOTS; part += TILES * LANES)
-                score(keys + (int64_t)(slot + part) * (dim / 2), room->queries + (int64_t)r * dim, 2 * ROWS, 2, dim, ROWS,
-                      model->scale, room->scores + part, SLOTS);
+            float keep[LANES], scale[ROWS], peak[LANES] = {0}, before[LANES] = {0};
+            int seen = base + r % BLOCK + 1 - slot, slots = seen + ROWS - 1; /* the first row's, and what the last needs */
+            if (r % BLOCK >= rows || slots <= 0) continue; /* none of them sees anything here */
+            slots = slots < SLOTS ? (slots + TILES * LANES - 1) / (TILES * LANES) * (TILES * LANES) : SLOTS;
+            for (int part = 0; part < slots; part += TILES * LANES)
+                score(keys + (int64_t)(slot + part) * dim, key_scale + slot + part, room->queries + (int64_t)r * dim,
+                      room->query_scale + r, 2 * ROWS, 2, dim, ROWS, room->scores + part, SLOTS);
             for (int i = 0; i < ROWS; i++) {
-                float *scores = room->scores + i * SLOTS, peak;
-                int seen = base + (r + i) % BLOCK + 1 - slot;
-                __m256 most = all(room->peak[r + i]), sum = all(0.0f);
-                if (seen < SLOTS)
-                    for (int s = 0; s < SLOTS; s += LANES)
-                        store(scores + s, _mm256_blendv_ps(all(NEVER), load(scores + s), visible(seen, s)));
-#pragma GCC unroll 8
-                for (int s = 0; s < SLOTS; s += LANES) most = _mm256_max_ps(most, load(scores + s));
-                peak = most_of(most);
-#pragma GCC unroll 8
-                for (int s = 0; s < SLOTS; s += LANES) {
-                    __m256 weight = exponential(_mm256_sub_ps(load(scores + s), all(peak)));
-                    if (seen < SLOTS) weight = _mm256_and_ps(weight, visible(seen, s));
-                    sum = _mm256_add_ps(sum, weight);
-                    store_halves(room->weights + i * SLOTS + s, weight);
-                }
-                keep[i] = expf(room->peak[r + i] - peak);
-                room->peak[r + i] = peak;
-                room->total[r + i] = room->total[r + i] * keep[i] + sum_of(sum);
+                before[i] = room->peak[r + i];
+                room->peak[r + i] = peak[i] = peak_of(room->scores + i * SLOTS, slots, seen + i, before[i]);
             }
-            mix_rows(values + (int64_t)slot / 2 * dim, room->weights, SLOTS, keep, dim, SLOTS / 2, ROWS,
+            store(keep, power_of_two(_mm256_sub_ps(load(before), load(peak))));
+            for (int i = 0; i < ROWS; i++) {
+                __m256 total = all(0.0f);
+                scale[i] = weigh(room->scores + i * SLOTS, slots, seen + i, peak[i], value_scale + slot,
+                                 room->weights + i * SLOTS, &total);
+                room->total[r + i] = room->total[r + i] * keep[i] + sum_of(total);
+            }
+            mix_rows(values + (int64_t)slot * dim, room->weights, SLOTS, keep, scale, dim, slots / 2, ROWS,
                      room->out + (int64_t)r * dim);
         }
     for (int r = 0; r < count; r++) {
@@ -951,12 +987,13 @@ static void rounded_free(Rounded *x) { free(x->bytes), free(x->scale), free(x->s
 API void scratch_free(Scratch *s) {
     if (!s) return;
     rounded_free(&s->x);
-    free(s->hidden), free(s->line), free(s->wide), free(s->mixed), free(s->queries), free(s->parts), free(s->stats);
+    free(s->hidden), free(s->line), free(s->wide), free(s->mixed), free(s->queries), free(s->query_scale);
+    free(s->parts), free(s->stats);
     for (int t = 0; t < s->threads; t++) {
         Room *r = &s->room[t];
         rounded_free(&r->x);
         free(r->scores), free(r->weights), free(r->mixed), free(r->wide), free(r->line), free(r->out);
-        free(r->peak), free(r->total), free(r->queries);
+        free(r->peak), free(r->total), free(r->queries), free(r->query_scale);
     }
     free(s);
 }
@@ -982,21 +1019,23 @@ API Scratch *scratch_new(const Model *model, const Pool *pool, int slots, int ro
     GRAB(s->line, input, float);
     GRAB(s->wide, MAX_ROWS * wide, float);
     GRAB(s->mixed, MAX_ROWS * heads * dim, float);
-    GRAB(s->queries, (size_t)(rows > MAX_ROWS ? rows : MAX_ROWS) * heads * dim, Half);
+    GRAB(s->queries, (size_t)(rows > MAX_ROWS ? rows : MAX_ROWS) * heads * dim, int16_t);
+    GRAB(s->query_scale, (size_t)(rows > MAX_ROWS ? rows : MAX_ROWS) * heads, float);
     GRAB(s->parts, kv * chunks * seen * dim, float);
     GRAB(s->stats, kv * chunks * seen * 2, float);
     for (int t = 0; t < s->threads; t++) {
         Room *r = &s->room[t];
         GRAB_ROUNDED(r->x, (size_t)BLOCK);
         GRAB(r->scores, scores, float);
-        GRAB(r->weights, scores, Half);
+        GRAB(r->weights, scores, int16_t);
         GRAB(r->mixed, BLOCK * heads * dim, float);
         GRAB(r->wide, BLOCK * wide, float);
         GRAB(r->line, input, float);
         GRAB(r->out, block * dim, float);
         GRAB(r->peak, block > seen ? block : seen, float);
-        GRAB(r->total, block, float);
-        GRAB(r->queries, block * dim, Half);
+        GRAB(r->total, block > seen * (CHUNK / SLOTS) ? block : seen * (CHUNK / SLOTS), float);
+        GRAB(r->queries, block * dim, int16_t);
+        GRAB(r->query_scale, block, float);
     }
 #undef GRAB_ROUNDED
 #undef GRAB
@@ -1009,14 +1048,11 @@ API float *scratch_hidden(Scratch *scratch) { return scratch->hidden; }
 API int64_t scratch_bytes(const Scratch *scratch) { return scratch->bytes; }
 API int kernels_version(void) { return VERSION; }
 
-/* Say what the kernels were built for: 1 for 8-bit products in one instruction, 2 for bfloat16 ones. */
+/* Say what the kernels were built for: 1 for products of whole numbers in one instruction. */
 API int kernels_use(void) {
     int use = 0;
 #ifdef DOT_BYTES
     use |= 1;
-#endif
-#ifdef HAS_BF16
-    use |= 2;
 #endif
     return use;
 }
