@@ -157,7 +157,7 @@ class Retrieval:
         depth = max(DEPTH, 2 * top_k)
         # Words are searched while the question is embedded: SQLite and torch both let go of the interpreter's lock.
         words = self._beside.submit(self._words, queries, depth, scope, document_ids)
-        self._index.load_beside()  # with the first question, embedding which lets go of that lock, too
+        self._index.load_beside()  # only the first question finds anything to load
         try:
             dense = self._index.dense_many(self._meant(question, turns), depth, scope, document_ids)
         finally:

@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         (folder / "handbook.md").write_text(_TEXT, encoding="utf-8")
         environment = os.environ | {
             "THIMBLE_STORE_DIR": str(folder / "store"), "THIMBLE_HISTORY_DIR": str(folder / "history"),
+            "HF_HUB_OFFLINE": "1",  # the peer would ask the hub about folders it has
         }  # fmt: skip
         ours = [sys.executable, "-m", "assistant"]
         subprocess.run([*ours, "ingest", str(folder / "handbook.md")], env=environment, cwd=ROOT, check=True)

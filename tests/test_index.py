@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -358,3 +360,21 @@ def test_shrinking_frees_the_catalogs_pages_and_search_goes_on(index: Index) -> 
     memory.release()
     assert before - memory.anonymous_rss() > 3 << 20
     assert index.chunk_count() == 3000
+
+
+def test_chroma_comes_without_grpc_until_somebody_has_it_export_traces() -> None:
+    code = """
+import sys
+from assistant.index.vectors import load_chroma
+chromadb = load_chroma()
+assert load_chroma() is chromadb is sys.modules["chromadb"]
+assert "grpc" not in sys.modules
+from chromadb.telemetry import opentelemetry
+opentelemetry.otel_init("service", "http://127.0.0.1:9", {}, opentelemetry.OpenTelemetryGranularity.ALL)
+assert "grpc" in sys.modules
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+assert isinstance(OTLPSpanExporter, type)
+import os
+os._exit(0)  # the exporter would wait at the exit for a collector that is not there
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

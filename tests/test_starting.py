@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -86,21 +84,3 @@ def test_ask_that_breaks_off_closes_the_turn_and_switches_the_collector_on() -> 
         list(_until_answered(events()))
     assert gc.isenabled()
     assert closed == [True]
-
-
-def test_chroma_comes_without_grpc_until_somebody_has_it_export_traces() -> None:
-    code = """
-import sys
-from assistant.starting import load_chroma
-chromadb = load_chroma()
-assert load_chroma() is chromadb is sys.modules["chromadb"]
-assert "grpc" not in sys.modules
-from chromadb.telemetry import opentelemetry
-opentelemetry.otel_init("service", "http://127.0.0.1:9", {}, opentelemetry.OpenTelemetryGranularity.ALL)
-assert "grpc" in sys.modules
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-assert isinstance(OTLPSpanExporter, type)
-import os
-os._exit(0)  # the exporter would wait at the exit for a collector that is not there
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from assistant.errors import IndexStoreError, StorageFullError, UnknownDocumentError
 from assistant.records import Chunk, DocumentInfo, Scope
-from assistant.starting import load_chroma
 
 from . import care, short
 from .care import IndexReport
 from .catalog import KEY, Catalog, marks, visible
 from .failures import mapped
 from .shared import SharedVectors
+from .vectors import load_chroma
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,19 +5,50 @@ Where it has directions to project them to it holds short vectors; full ones go 
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from assistant.errors import IndexStoreError
-from assistant.starting import load_chroma
+from assistant.starting import undisturbed
 
 if TYPE_CHECKING:
     import numpy as np
 
 COLLECTION = "chunks"
 _BATCH = 2_000  # rows a call when copying or listing; below Chroma's own limit of 5,461
+_EXPORTER = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
+
+
+def load_chroma() -> ModuleType:
+    """Import Chroma; the exporter for its traces, and gRPC with it, only when somebody has Chroma export traces.
+
+    Chroma imports both whether or not they are used: 11 MiB of RAM. What stands for the exporter meanwhile brings the
+    real one when it is called, and is gone for everybody else in this process.
+    """
+    if "chromadb" in sys.modules:
+        return importlib.import_module("chromadb")
+    with undisturbed():
+        spare = _EXPORTER not in sys.modules
+        if spare:
+            sys.modules[_EXPORTER] = _Exporter(_EXPORTER)
+        try:
+            return importlib.import_module("chromadb")
+        finally:
+            if spare:
+                sys.modules.pop(_EXPORTER, None)
+
+
+class _Exporter(ModuleType):
+    """Stands for the exporter's module."""
+
+    @staticmethod
+    def OTLPSpanExporter(*args: Any, **options: Any) -> Any:
+        return importlib.import_module(_EXPORTER).OTLPSpanExporter(*args, **options)
 
 
 class VectorStore:

@@ -216,6 +216,11 @@ INLINE __m256 load(const float *at) { return _mm256_loadu_ps(at); }
 INLINE void store(float *at, __m256 x) { _mm256_storeu_ps(at, x); }
 INLINE __m256 all(float x) { return _mm256_set1_ps(x); }
 INLINE __m256i bytes(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }
+INLINE __m256i quad(const void *at) { /* four bytes, again and again */
+    int32_t four;
+    memcpy(&four, at, 4);
+    return _mm256_set1_epi32(four);
+}
 
 INLINE float sum_of(__m256 x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -284,22 +289,21 @@ INLINE __m256 power_of_two(__m256 x) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), power));
 }
 
-INLINE __m256i whole_at(const float *at, __m256 factor) {
-    return _mm256_cvtps_epi32(_mm256_mul_ps(load(at), factor));
+/* Round numbers, a multiple of 16 and *peak* at most, to whole ones of *most* at most; return their scale. */
+INLINE float whole_of(const float *x, int n, float peak, float most, int16_t *result) {
+    __m256 factor = all(peak > 1e-30f ? most / peak : 0.0f);
+    for (int at = 0; at < n; at += 2 * LANES) {
+        __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(load(x + at), factor));
+        __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(load(x + at + LANES), factor));
+        _mm256_storeu_si256((__m256i *)(result + at), _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
+    }
+    return peak / most;
 }
-INLINE float inverse_of(float peak, float most) { return peak > 1e-30f ? most / peak : 0.0f; }
 
-/* Round numbers, a multiple of 16, to whole ones of *most* at most; return their scale. */
 INLINE float whole(const float *x, int n, float most, int16_t *result) {
     __m256 peaks = all(0.0f);
     for (int at = 0; at < n; at += LANES) peaks = _mm256_max_ps(peaks, magnitude(load(x + at)));
-    float peak = most_of(peaks);
-    __m256 factor = all(inverse_of(peak, most));
-    for (int at = 0; at < n; at += 2 * LANES) {
-        __m256i packed = _mm256_packs_epi32(whole_at(x + at, factor), whole_at(x + at + LANES, factor));
-        _mm256_storeu_si256((__m256i *)(result + at), _mm256_permute4x64_epi64(packed, 0xd8));
-    }
-    return peak / most;
+    return whole_of(x, n, most_of(peaks), most, result);
 }
 
 /* What a query's and a key's numbers are at most: *dim* products add up to less than 2 to the power of 31. */
@@ -344,12 +348,6 @@ static void round_row(const float *x, int inputs, int row, const Rounded *to) {
         whole += to->sum[at];
     }
     to->whole[row] = whole;
-}
-
-INLINE __m256i quad(const int8_t *at) {
-    int32_t four;
-    memcpy(&four, at, 4);
-    return _mm256_set1_epi32(four);
 }
 
 /* Some rows' exact sums with a block of 8 quads of weights, unsigned bytes. */
@@ -505,7 +503,8 @@ typedef struct { /* what one thread writes on */
     float *mixed, *wide; /* [BLOCK][heads * dim], [BLOCK][the widest of qkv and intermediate] */
     float *line;         /* [the widest input] */
     float *out;          /* [groups * BLOCK][dim] */
-    float *peak, *total; /* [groups * BLOCK] */
+    float *peak, *total; /* reading: [groups * BLOCK] */
+    float *keep, *scale; /* step: [MAX_ROWS * groups] ones; of weights, [CHUNK / SLOTS][MAX_ROWS * groups] */
     int16_t *queries;    /* [groups * BLOCK / ROWS][dim / 2][ROWS][2] */
     float *query_scale;  /* [groups * BLOCK] */
 } Room;
@@ -567,30 +566,30 @@ INLINE __m256 visible(int seen, int slot) {
     return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(seen), ahead));
 }
 
-INLINE __m256i words_at(const int16_t *at) { return bytes(at); }
-INLINE __m256i pair_at(const int16_t *at) {
-    int32_t pair;
-    memcpy(&pair, at, 4);
-    return _mm256_set1_epi32(pair);
+/* Sums of products of *count* pairs: of two vectors, *apart* from each other and *next* from those of the next pair, with
+ * the pairs of some rows, *step* from row to row and *by* from pair to pair. */
+INLINE void sums_of_pairs(const int16_t *words, int64_t apart, int64_t next, const int16_t *pairs, int64_t step, int64_t by,
+                          int count, const int rows, __m256i sum[ROWS][TILES]) {
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+    for (int i = 0; i < count; i++, words += next, pairs += by) {
+        __m256i left = bytes(words), right = bytes(words + apart);
+        IN_PLACE(left);
+        IN_PLACE(right);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            __m256i pair = quad(pairs + r * step);
+            ADD_PAIRS(sum[r][0], left, pair);
+            ADD_PAIRS(sum[r][1], right, pair);
+        }
+    }
 }
 
 /* Scores of TILES * 8 slots for some rows. queries: pair d of row r lies at d * by + r * step. */
 INLINE void score(const int16_t *keys, const float *key_scale, const int16_t *queries, const float *query_scale,
                   int64_t by, int64_t step, int dim, const int rows, float *result, int64_t width) {
     __m256i sum[ROWS][TILES];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    for (int d = 0; d < dim / 2; d++, keys += 2 * LANES, queries += by) {
-        __m256i left = words_at(keys), right = words_at(keys + (int64_t)dim * LANES);
-        IN_PLACE(left);
-        IN_PLACE(right);
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            __m256i pair = pair_at(queries + r * step);
-            ADD_PAIRS(sum[r][0], left, pair);
-            ADD_PAIRS(sum[r][1], right, pair);
-        }
-    }
+    sums_of_pairs(keys, (int64_t)dim * LANES, 2 * LANES, queries, step, by, dim / 2, rows, sum);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
@@ -605,19 +604,7 @@ INLINE void score(const int16_t *keys, const float *key_scale, const int16_t *qu
 INLINE void mix(const int16_t *values, const int16_t *weights, int64_t stride, const float *keep, const float *scale,
                 int dim, int pairs, const int rows, float *result) {
     __m256i sum[ROWS][TILES];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    for (int i = 0; i < pairs; i++, values += 2 * dim) {
-        __m256i left = words_at(values), right = words_at(values + 2 * LANES);
-        IN_PLACE(left);
-        IN_PLACE(right);
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            __m256i pair = pair_at(weights + r * stride + 2 * i);
-            ADD_PAIRS(sum[r][0], left, pair);
-            ADD_PAIRS(sum[r][1], right, pair);
-        }
-    }
+    sums_of_pairs(values, 2 * LANES, 2 * dim, weights, stride, 2, pairs, rows, sum);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
@@ -679,13 +666,7 @@ INLINE float weigh(float *scores, int slots, int seen, float peak, const float *
         largest = _mm256_max_ps(largest, weight);
         store(scores + s, weight);
     }
-    float most = most_of(largest);
-    __m256 factor = all(inverse_of(most, WEIGHT_MOST));
-    for (int s = 0; s < slots; s += 2 * LANES) {
-        __m256i packed = _mm256_packs_epi32(whole_at(scores + s, factor), whole_at(scores + s + LANES, factor));
-        _mm256_storeu_si256((__m256i *)(weights + s), _mm256_permute4x64_epi64(packed, 0xd8));
-    }
-    return most / WEIGHT_MOST;
+    return whole_of(scores, slots, most_of(largest), WEIGHT_MOST, weights);
 }
 
 /* The greatest of a row's scores that it sees, or *peak* where that is greater. */
@@ -756,17 +737,16 @@ static void attend_task(void *job, int index, int thread) {
         __m256 total = all(0.0f);
         for (int slot = 0; slot < padded; slot += SLOTS) {
             int slots = padded - slot < SLOTS ? padded - slot : SLOTS;
-            float scale = weigh(scores + slot, slots, seen - slot, peak, value_scale + slot,
-                                room->weights + (int64_t)r * CHUNK + slot, &total);
-            room->total[slot / SLOTS * rows + r] = scale;
+            room->scale[slot / SLOTS * rows + r] = weigh(scores + slot, slots, seen - slot, peak, value_scale + slot,
+                                                         room->weights + (int64_t)r * CHUNK + slot, &total);
         }
         stats[2 * r] = peak;
         stats[2 * r + 1] = sum_of(total);
-        room->peak[r] = 1.0f; /* what there is is kept, beginning with nothing */
+        room->keep[r] = 1.0f;
     }
     memset(parts, 0, sizeof(float) * (size_t)(rows * dim));
     for (int slot = 0; slot < padded; slot += SLOTS)
-        mix_rows(values + (int64_t)slot * dim, room->weights + slot, CHUNK, room->peak, room->total + slot / SLOTS * rows,
+        mix_rows(values + (int64_t)slot * dim, room->weights + slot, CHUNK, room->keep, room->scale + slot / SLOTS * rows,
                  dim, (padded - slot < SLOTS ? padded - slot : SLOTS) / 2, rows, parts);
 }
 
@@ -993,7 +973,7 @@ API void scratch_free(Scratch *s) {
         Room *r = &s->room[t];
         rounded_free(&r->x);
         free(r->scores), free(r->weights), free(r->mixed), free(r->wide), free(r->line), free(r->out);
-        free(r->peak), free(r->total), free(r->queries), free(r->query_scale);
+        free(r->peak), free(r->total), free(r->keep), free(r->scale), free(r->queries), free(r->query_scale);
     }
     free(s);
 }
@@ -1032,8 +1012,10 @@ API Scratch *scratch_new(const Model *model, const Pool *pool, int slots, int ro
         GRAB(r->wide, BLOCK * wide, float);
         GRAB(r->line, input, float);
         GRAB(r->out, block * dim, float);
-        GRAB(r->peak, block > seen ? block : seen, float);
-        GRAB(r->total, block > seen * (CHUNK / SLOTS) ? block : seen * (CHUNK / SLOTS), float);
+        GRAB(r->peak, block, float);
+        GRAB(r->total, block, float);
+        GRAB(r->keep, seen, float);
+        GRAB(r->scale, seen * (CHUNK / SLOTS), float);
         GRAB(r->queries, block * dim, int16_t);
         GRAB(r->query_scale, block, float);
     }
