@@ -351,6 +351,7 @@ def _make_embedder(parts: Parts) -> Embedder:
         parts.worker,
         cache_dir=settings.store_dir / "embedding_cache",
         cache_bytes=settings.embedding_cache_bytes,
+        early=True,
     )
 
 

@@ -126,6 +126,7 @@ class Retrieval:
 
     def warm(self) -> None:
         """Load what the first search needs: the embedder and the vectors."""
+        self._embedder.load()
         self._index.dense_many(self._embedder.embed(["warm"]), 1, Scope())
 
     def search(
@@ -157,7 +158,6 @@ class Retrieval:
         depth = max(DEPTH, 2 * top_k)
         # Words are searched while the question is embedded: SQLite and torch both let go of the interpreter's lock.
         words = self._beside.submit(self._words, queries, depth, scope, document_ids)
-        self._index.load_beside()  # only the first question finds anything to load
         try:
             dense = self._index.dense_many(self._meant(question, turns), depth, scope, document_ids)
         finally:

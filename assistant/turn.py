@@ -193,7 +193,6 @@ class TurnRunner:
         parts, request = self._parts, state.request
         _stop_if_asked(request.stop)
         state.actions.extend(parts.gate.search())
-        parts.warm_chat_model()
         turns = self._earlier(state)
         scope = Scope(request.user, request.session_id)
         recent = list(reversed(list(islice(turns, _FOLLOW_UP_TURNS))))
@@ -207,6 +206,7 @@ class TurnRunner:
         state.quotes = quotes.select(
             state.turn.question, state.found, parts.embedder, max_quotes=parts.settings.max_quotes
         )
+        parts.warm_chat_model()
         state.answerable = judgement.answerable(state.turn.question, state.found, state.quotes)
         state.recalled = self._recall(state)
         return state.found

@@ -44,6 +44,7 @@ class TorchWorker:
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
+        self._ready = False
         self._thread: threading.Thread | None = None
 
     def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -76,6 +77,11 @@ class TorchWorker:
     def is_current(self) -> bool:
         """Tell whether the caller is on the worker thread."""
         return threading.current_thread() is self._thread
+
+    @property
+    def ready(self) -> bool:
+        """Whether torch is loaded, so that work starts at once."""
+        return self._ready
 
     @property
     def closed(self) -> bool:
@@ -129,6 +135,7 @@ class TorchWorker:
             self._refuse(exc)
             return
         torch.set_num_threads(self.threads)
+        self._ready = True
         with torch.inference_mode():
             self._serve()
 

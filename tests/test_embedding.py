@@ -115,6 +115,49 @@ def test_light_embedding_imports_neither_transformers_nor_sentence_transformers(
     subprocess.run([sys.executable, "-c", script, str(packaged_models)], cwd=root, check=True, timeout=60)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_numpy_embeds_as_torch_does(packaged: ResolvedModel, embedder: Embedder, pooling: Any) -> None:
+    import torch
+
+    from assistant.embedding.bert import BertForward
+    from assistant.embedding.early import EarlyBert
+    from assistant.embedding.folder import read_folder
+
+    assert packaged.path is not None
+    folder, weights = read_folder(packaged.path), packaged.path / "model.safetensors"
+    ids = embedder._loaded().lengths(TEXTS)[0]
+    with torch.inference_mode():
+        expected = BertForward(weights, folder.config, pooling=pooling, dtype=torch.float32)(ids).numpy()
+    found = EarlyBert(weights, folder.config, pooling=pooling)(ids)
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() < 2e-6
+    more = {**folder.config, "num_hidden_layers": 7}
+    with pytest.raises(ModelBrokenError, match=r"no encoder\.layer\.6\."):
+        EarlyBert(weights, more, pooling=pooling)
+
+
+def test_a_few_texts_are_embedded_without_torch_until_it_is_there(packaged_models: Path) -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from assistant.embedding import load_embedder\nfrom assistant.models import resolve\n"
+        "from assistant.worker import TorchWorker\nworker = TorchWorker(1)\n"
+        "made = load_embedder(resolve('packaged', Path(sys.argv[1]), kind='embedder'), worker, early=True)\n"
+        "texts = ['a b c', 'How long is the notice period?']\n"
+        "first = made.embed(texts)\n"
+        "assert made.dimension == 384 and 'torch' not in sys.modules and not made.loaded\n"
+        "many = made.embed(texts * 40)\n"
+        "assert 'torch' in sys.modules and worker.ready and made.loaded and made._early is None\n"
+        "then = made.embed(texts)\n"
+        "assert (abs(first - then) < .01).all() and (abs(many[:2] - then) < .01).all()\n"
+        "made.unload()\nmade.embed(texts)\nassert made.loaded\nmade.close()\nworker.close()\n"
+    )
+    root = Path(__file__).resolve().parent.parent
+    subprocess.run([sys.executable, "-c", script, str(packaged_models)], cwd=root, check=True, timeout=60)
+
+
 def test_unloading_frees_and_the_next_use_maps_again(packaged: ResolvedModel, worker: TorchWorker) -> None:
     import gc
     import weakref

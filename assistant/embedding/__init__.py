@@ -6,7 +6,8 @@ It knows tokens, vectors and its own folder; it knows nothing about documents, c
 
     folder.py    what a sentence-transformers folder says about itself
     bert.py      the forward pass of BERT-like embedders, over memory-mapped weights
-    backends.py  that, or sentence-transformers for every other kind of model
+    early.py     the same in numpy, for a first question that need not wait for torch
+    backends.py  these, or sentence-transformers for every other kind of model
     cache.py     vectors of texts seen before, on disk, bounded
 """
 
@@ -44,9 +45,12 @@ _TOKENS_A_STEP = 1024
 _SHORT = 96
 """Padded tokens of a batch that one core embeds about as fast as two."""
 
+_FEW = 64
+"""Texts that are embedded without torch where it is not loaded yet: a question and the sentences to quote."""
+
 
 def load_embedder(resolved: ResolvedModel, worker: TorchWorker, *, dtype: Literal["auto", "bf16", "fp32"] = "auto",
-                  cache_dir: Path | None = None, cache_bytes: int = 0) -> Embedder:  # fmt: skip
+                  cache_dir: Path | None = None, cache_bytes: int = 0, early: bool = False) -> Embedder:  # fmt: skip
     """Load an embedding model from its folder.
 
     Args:
@@ -55,6 +59,7 @@ def load_embedder(resolved: ResolvedModel, worker: TorchWorker, *, dtype: Litera
         dtype: ``auto`` is bf16 where the CPU multiplies it and fp32 elsewhere.
         cache_dir: Where vectors of known texts are kept; None keeps none.
         cache_bytes: What they may take on disk; 0 keeps none.
+        early: Load nothing yet, and embed a few texts without torch where torch is not loaded.
 
     Raises:
         ModelNotFoundError: It is not a folder.
@@ -69,8 +74,12 @@ def load_embedder(resolved: ResolvedModel, worker: TorchWorker, *, dtype: Litera
         dtype=dtype,
         cache_dir=cache_dir,
         cache_bytes=cache_bytes,
+        early=early,
     )
-    embedder.load()
+    if embedder.dimension < 1:
+        raise ModelBrokenError(f"{resolved.path} says its vectors have {embedder.dimension} numbers.")
+    if not early:
+        embedder.load()
     return embedder
 
 
@@ -87,7 +96,7 @@ class Embedder(Embeddings):
 
     def __init__(self, folder: EmbedderFolder, worker: TorchWorker, *, name: str,
                  dtype: Literal["auto", "bf16", "fp32"] = "auto", cache_dir: Path | None = None,
-                 cache_bytes: int = 0) -> None:  # fmt: skip
+                 cache_bytes: int = 0, early: bool = False) -> None:  # fmt: skip
         self.name = name
         self.fingerprint = folder.fingerprint
         self.max_tokens = folder.max_tokens
@@ -98,12 +107,14 @@ class Embedder(Embeddings):
         self._cache_bytes = cache_bytes
         self._cache: EmbeddingCache | None = None
         self._backend: Backend | None = None
+        self._early: Backend | None = None  # in numpy, until torch is there
+        self._may_be_early = early
         self._lock = threading.RLock()
 
     @property
     def dimension(self) -> int:
         """Numbers in a vector."""
-        return self._loaded().dimension
+        return int(self._folder.config["hidden_size"]) if self._folder.light else self._loaded().dimension
 
     @property
     def loaded(self) -> bool:
@@ -126,7 +137,7 @@ class Embedder(Embeddings):
     def unload(self) -> None:
         """Drop weights and tokenizer from memory; waits for a batch that is running."""
         with self._lock:
-            backend, self._backend = self._backend, None
+            backend, self._backend, self._early = self._backend, None, None
         if backend is not None and not self._worker.closed:
             self._worker.run(int)  # the batch that runs now may still hold them
         del backend
@@ -155,7 +166,8 @@ class Embedder(Embeddings):
         """
         import numpy as np
 
-        backend = self._loaded()
+        early = None if remember or len(texts) > _FEW else self._without_torch()
+        backend = early or self._loaded()
         result = np.empty((len(texts), backend.dimension), dtype=np.float32)
         cache = self._open_cache() if remember else None
         known = cache.get(texts) if cache is not None else {}
@@ -166,6 +178,9 @@ class Embedder(Embeddings):
             return result
         inputs, lengths = backend.lengths([texts[position] for position in missing])
         for batch in _batches(lengths, batch_size):
+            if early is not None:
+                result[batch] = early.vectors([inputs[n] for n in batch])
+                continue
             alone = beside and len(batch) * lengths[batch[0]] <= _SHORT
             vectors = self._worker.run(_on_one_core if alone else _call, backend.vectors, [inputs[n] for n in batch])
             result[[missing[n] for n in batch]] = vectors
@@ -200,10 +215,20 @@ class Embedder(Embeddings):
         with self._lock:
             if self._backend is None:
                 self._backend = self._worker.run(self._load)
-                wanted = self._backend.dimension
-                if wanted < 1:
-                    raise ModelBrokenError(f"{self._folder.path} says its vectors have {wanted} numbers.")
+                self._early = None
             return self._backend
+
+    def _without_torch(self) -> Backend | None:
+        """Return what embeds a few texts now, where torch is not loaded and the model can do without."""
+        if not self._may_be_early or self._backend is not None or self._worker.ready:
+            return None
+        with self._lock:
+            if self._early is None:
+                from .backends import load_early
+
+                self._early = load_early(self._folder)
+                self._may_be_early = self._early is not None
+            return self._early
 
     def _load(self) -> Backend:
         from .backends import load_backend

@@ -1,24 +1,23 @@
-"""Two ways to run an embedding model: our light BERT, or sentence-transformers for everything else.
+"""Ways to run an embedding model: our light BERT, in torch or before it in numpy, or sentence-transformers.
 
 A backend holds tokenizer and weights from when it is made until it is dropped. ``vectors`` is called on the worker
-thread only; counting and splitting may come from any thread.
+thread only, but for that of numpy; counting and splitting may come from any thread. Torch is imported on the worker.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from assistant.errors import ModelBrokenError
 
-from .bert import BertForward
 from .folder import EmbedderFolder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +26,9 @@ BF16_COPY = "model.bf16.safetensors"
 
 _CHARACTERS_PER_TOKEN = 64
 """Text past this many characters for each token it may have is not even tokenised."""
+
+
+_Forward: TypeAlias = "Callable[[Sequence[list[int]]], np.ndarray]"
 
 
 class Backend(Protocol):
@@ -48,9 +50,14 @@ class Backend(Protocol):
 
 
 class LightBackend:
-    """``BertForward`` over ids from the ``tokenizers`` package."""
+    """A forward pass over ids from the ``tokenizers`` package.
 
-    def __init__(self, folder: EmbedderFolder, *, bf16: bool) -> None:
+    Args:
+        folder: The model's.
+        load: Loads the forward pass, which brings sequences of ids to unit vectors, float32, (how many, dimension).
+    """
+
+    def __init__(self, folder: EmbedderFolder, load: Callable[[], _Forward]) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its thread pool brings arenas, and we have one core
         from tokenizers import Tokenizer
 
@@ -62,12 +69,7 @@ class LightBackend:
         self._tokenizer.no_padding()
         self._max_tokens = folder.max_tokens
         self.dimension = int(folder.config["hidden_size"])
-        assert folder.pooling != "other"
-        copy = folder.path / BF16_COPY
-        weights = copy if bf16 and copy.is_file() else folder.path / "model.safetensors"
-        self._forward = BertForward(
-            weights, folder.config, pooling=folder.pooling, dtype=torch.bfloat16 if bf16 else torch.float32
-        )
+        self._forward = load()
 
     def tokens(self, text: str) -> Any:
         """Tokenise without special tokens."""
@@ -89,8 +91,7 @@ class LightBackend:
 
     def vectors(self, batch: Sequence[list[int]]) -> np.ndarray:
         """Embed sequences of ids."""
-        result: np.ndarray = self._forward(batch).numpy()
-        return result
+        return self._forward(batch)
 
 
 class SentenceTransformersBackend:
@@ -98,6 +99,7 @@ class SentenceTransformersBackend:
 
     def __init__(self, folder: EmbedderFolder, *, bf16: bool) -> None:
         logger.info("%s is not a plain BERT embedder: loading sentence-transformers for it", folder.path.name)
+        import torch
         from sentence_transformers import SentenceTransformer
         from tokenizers import Tokenizer
         from transformers.utils import logging as transformers_logging
@@ -141,13 +143,48 @@ class SentenceTransformersBackend:
 
 def load_backend(folder: EmbedderFolder, *, bf16: bool) -> Backend:
     """Load the model the light way where that works, else through sentence-transformers."""
-    return LightBackend(folder, bf16=bf16) if folder.light else SentenceTransformersBackend(folder, bf16=bf16)
+    if not folder.light:
+        return SentenceTransformersBackend(folder, bf16=bf16)
+
+    def load() -> _Forward:
+        import torch
+
+        from .bert import BertForward
+
+        assert folder.pooling != "other"
+        copy = folder.path / BF16_COPY
+        weights = copy if bf16 and copy.is_file() else folder.path / "model.safetensors"
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        forward = BertForward(weights, folder.config, pooling=folder.pooling, dtype=dtype)
+        return lambda batch: forward(batch).numpy()
+
+    return LightBackend(folder, load)
+
+
+def load_early(folder: EmbedderFolder) -> Backend | None:
+    """Load a model that works without torch; None where there is no such way to run it."""
+    if not folder.light:
+        return None
+
+    def load() -> _Forward:
+        from .early import EarlyBert
+
+        assert folder.pooling != "other"
+        return EarlyBert(folder.path / "model.safetensors", folder.config, pooling=folder.pooling)
+
+    try:
+        return LightBackend(folder, load)
+    except ModelBrokenError as exc:  # torch may read it, or says what is wrong with it
+        logger.info("%s", exc)
+        return None
 
 
 def cpu_has_bf16() -> bool:
     """Tell whether this CPU multiplies bf16 itself; emulating it would be slower than fp32."""
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper() not in ("ALL", "DEFAULT") and not _isa_allows_bf16():
         return False
+    import torch
+
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
 

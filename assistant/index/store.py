@@ -8,7 +8,6 @@ vectors, running the ingest again or ``repair`` does the rest.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,7 +22,6 @@ from .care import IndexReport
 from .catalog import KEY, Catalog, marks, visible
 from .failures import mapped
 from .shared import SharedVectors
-from .vectors import load_chroma
 
 if TYPE_CHECKING:
     import numpy as np
@@ -287,11 +285,6 @@ class Index:
                     self._chroma.release()
         raise AssertionError("unreachable")
 
-    def load_beside(self) -> None:
-        """Start to load Chroma on a thread of its own, where it is not loaded yet."""
-        if "chromadb" not in sys.modules:
-            threading.Thread(target=_try_to_load, name="load-chroma", daemon=True).start()
-
     def _nearest(self, vectors: np.ndarray, k: int, where: dict[str, object] | None) -> list[list[tuple[str, float]]]:
         store = self._chroma.store()
         if store.directions is None:
@@ -405,8 +398,3 @@ class Index:
             parts.append({"owner": {"$in": ["", scope.user]}})
             parts.append({"session_id": {"$in": ["", scope.session_id or ""]}})
         return {"$and": parts} if len(parts) > 1 else parts[0] if parts else None
-
-
-def _try_to_load() -> None:
-    with suppress(Exception):  # raised again, in the foreground, by whoever opens the vectors
-        load_chroma()
