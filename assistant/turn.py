@@ -206,7 +206,7 @@ class TurnRunner:
         state.quotes = quotes.select(
             state.turn.question, state.found, parts.embedder, max_quotes=parts.settings.max_quotes
         )
-        parts.warm_chat_model()
+        parts.warm_chat_model()  # not before: torch's import holds the interpreter's lock, and the quotes would wait
         state.answerable = judgement.answerable(state.turn.question, state.found, state.quotes)
         state.recalled = self._recall(state)
         return state.found

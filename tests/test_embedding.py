@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,10 +100,13 @@ def test_the_langchain_interface_gives_lists(embedder: Embedder) -> None:
     assert embedder.embed([]).shape == (0, 384)
 
 
-def test_light_embedding_imports_neither_transformers_nor_sentence_transformers(packaged_models: Path) -> None:
-    import subprocess
-    import sys
+def _run(script: str, models: Path) -> None:
+    """Run a script in a process of its own; its argument is the folder of models."""
+    root = Path(__file__).resolve().parent.parent
+    subprocess.run([sys.executable, "-c", script, str(models)], cwd=root, check=True, timeout=60)
 
+
+def test_light_embedding_imports_neither_transformers_nor_sentence_transformers(packaged_models: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from assistant.embedding import load_embedder\nfrom assistant.models import resolve\n"
@@ -111,8 +116,7 @@ def test_light_embedding_imports_neither_transformers_nor_sentence_transformers(
         "heavy = {'transformers', 'sentence_transformers', 'scipy', 'sklearn', 'pandas', 'sympy', 'torch._dynamo'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\nworker.close()\n"
     )
-    root = Path(__file__).resolve().parent.parent
-    subprocess.run([sys.executable, "-c", script, str(packaged_models)], cwd=root, check=True, timeout=60)
+    _run(script, packaged_models)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -137,9 +141,6 @@ def test_numpy_embeds_as_torch_does(packaged: ResolvedModel, embedder: Embedder,
 
 
 def test_a_few_texts_are_embedded_without_torch_until_it_is_there(packaged_models: Path) -> None:
-    import subprocess
-    import sys
-
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from assistant.embedding import load_embedder\nfrom assistant.models import resolve\n"
@@ -154,8 +155,7 @@ def test_a_few_texts_are_embedded_without_torch_until_it_is_there(packaged_model
         "assert (abs(first - then) < .01).all() and (abs(many[:2] - then) < .01).all()\n"
         "made.unload()\nmade.embed(texts)\nassert made.loaded\nmade.close()\nworker.close()\n"
     )
-    root = Path(__file__).resolve().parent.parent
-    subprocess.run([sys.executable, "-c", script, str(packaged_models)], cwd=root, check=True, timeout=60)
+    _run(script, packaged_models)
 
 
 def test_unloading_frees_and_the_next_use_maps_again(packaged: ResolvedModel, worker: TorchWorker) -> None:

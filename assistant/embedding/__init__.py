@@ -178,11 +178,12 @@ class Embedder(Embeddings):
             return result
         inputs, lengths = backend.lengths([texts[position] for position in missing])
         for batch in _batches(lengths, batch_size):
+            part = [inputs[n] for n in batch]
             if early is not None:
-                result[batch] = early.vectors([inputs[n] for n in batch])
-                continue
-            alone = beside and len(batch) * lengths[batch[0]] <= _SHORT
-            vectors = self._worker.run(_on_one_core if alone else _call, backend.vectors, [inputs[n] for n in batch])
+                vectors = early.vectors(part)
+            else:
+                alone = beside and len(batch) * lengths[batch[0]] <= _SHORT
+                vectors = self._worker.run(_on_one_core if alone else _call, backend.vectors, part)
             result[[missing[n] for n in batch]] = vectors
         if cache is not None:
             cache.put({texts[position]: result[position] for position in missing})
