@@ -196,7 +196,7 @@ def test_the_file_is_made_once_and_again_when_torch_needs_its_own(tmp_path: Path
 
 
 def test_widths_that_do_not_suit_them_run_on_torch(tmp_path: Path, worker: TorchWorker, packaged_models: Path) -> None:
-    small_model(tmp_path)  # heads of 16 dimensions
+    small_model(tmp_path, vocab=49152)  # heads of 16 dimensions; every token of the tokenizer below
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"):
         source = packaged_models / "smollm2-135m-instruct" / name
         if source.is_file():

@@ -52,10 +52,10 @@ def test_the_portable_product_gives_what_the_kernel_gives() -> None:
     torch.testing.assert_close(fast.float(), exact, atol=0.05, rtol=0.01)
 
 
-def small_model(folder: Path, kind: str = "Llama") -> None:
+def small_model(folder: Path, kind: str = "Llama", vocab: int = 200) -> None:
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=200, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=vocab, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
     )  # fmt: skip
     getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(folder)
