@@ -124,7 +124,7 @@ def opened(path: Path) -> ctypes.CDLL | None:
 
 def described(found: ctypes.CDLL) -> str:
     """Name what the kernels were built for."""
-    return "AVX2 VNNI" if found.kernels_use() & 1 else "AVX2"
+    return ("AVX2", "AVX2 VNNI", "AVX-512 VNNI")[found.kernels_use()]
 
 
 def _places() -> Iterator[Path]:

@@ -76,15 +76,16 @@ class KernelCache:
     """Keys and values of one conversation, 16-bit numbers with a scale each, in the kernels' order (see ``kernels.c``).
 
     Two neighbouring dimensions of a key, and two neighbouring tokens' values, make a 32-bit word: keys are [layers,
-    kv_heads, slots / 8, head_dim / 2, 8], values [layers, kv_heads, slots / 2, head_dim]. Scales are [layers, kv_heads,
-    slots].
+    kv_heads, slots / lanes, head_dim / 2, lanes], values [layers, kv_heads, slots / 2, head_dim]. Scales are [layers,
+    kv_heads, slots]. How many lanes there are, 8 or 16, is the kernels' affair: here keys are [layers, kv_heads, slots
+    / 64, 64 * head_dim / 2].
     """
 
     def __init__(self, arch: Architecture, tokens: int) -> None:
         self.slots = -(-tokens // SLOTS) * SLOTS
         self.length = 0
         heads = (arch.layers, arch.kv_heads)
-        self.keys = zeros((*heads, self.slots // 8, arch.head_dim // 2, 8), torch.int32, "cpu")
+        self.keys = zeros((*heads, self.slots // SLOTS, SLOTS * arch.head_dim // 2), torch.int32, "cpu")
         self.values = zeros((*heads, self.slots // 2, arch.head_dim), torch.int32, "cpu")
         self.key_scale = zeros((*heads, self.slots), torch.float32, "cpu")
         self.value_scale = zeros((*heads, self.slots), torch.float32, "cpu")
@@ -95,8 +96,8 @@ class KernelCache:
         return sum(part.nbytes for part in (self.keys, self.values, self.key_scale, self.value_scale))
 
     def take(self, other: KernelCache, length: int) -> None:
-        """Copy the first *length* tokens of another conversation's cache; what shares a word with them comes along."""
-        self.keys[:, :, : -(-length // 8)] = other.keys[:, :, : -(-length // 8)]
+        """Copy the first *length* tokens of another conversation's cache; what lies among them comes along."""
+        self.keys[:, :, : -(-length // SLOTS)] = other.keys[:, :, : -(-length // SLOTS)]
         self.values[:, :, : -(-length // 2)] = other.values[:, :, : -(-length // 2)]
         self.key_scale[:, :, :length] = other.key_scale[:, :, :length]
         self.value_scale[:, :, :length] = other.value_scale[:, :, :length]

@@ -25,9 +25,10 @@
 #if !defined(__AVX2__) || !defined(__FMA__) || !defined(__F16C__)
 #error "needs a CPU with AVX2, FMA and F16C"
 #endif
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-#define DOT_BYTES _mm256_dpbusd_epi32
-#define ADD_PAIRS(sum, a, b) ((sum) = _mm256_dpwssd_epi32(sum, a, b))
+#if defined(__AVX512VNNI__) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define WIDE 1
+#define DOT_BYTES _mm512_dpbusd_epi32
+#define ADD_PAIRS(sum, a, b) ((sum) = _mm512_dpwssd_epi32(sum, a, b))
 #elif defined(__AVXVNNI__)
 #define DOT_BYTES _mm256_dpbusd_avx_epi32
 #define ADD_PAIRS(sum, a, b) ((sum) = _mm256_dpwssd_avx_epi32(sum, a, b))
@@ -37,22 +38,27 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define API __attribute__((visibility("default")))
-/* A value stays where it is: gcc would make all the products of a sum first, and run out of registers. */
-#define IN_PLACE(x) __asm__("" : "+x"(x))
-
 enum {
     VERSION = 2,
-    LANES = 8,        /* floats of a vector: outputs to a panel, slots to a tile of keys */
+#ifdef WIDE
+    LANES = 16,       /* floats of a vector: outputs of a product made side by side, slots to a tile of keys */
+    ROWS = 8,         /* rows of a product of attention */
+    AT_ONCE = 8,      /* rows of a product with weights whose sums are made side by side */
+#else
+    LANES = 8,
+    ROWS = 4,
+    AT_ONCE = 4,
+#endif
+    PANEL = 8,        /* outputs to a panel of weights */
     GROUP = 32,       /* inputs that share a scale */
+    PARTS = GROUP / LANES,
     MAX_ROWS = 8,     /* tokens of a step */
     CHUNK = 256,      /* slots to a task of a step's attention */
     BLOCK = 48,       /* rows of a task of reading, at most */
-    SMALLEST = 12,    /* and at least */
+    SMALLEST = 3 * ROWS, /* and at least */
     MAX_READ = 1536,  /* rows of a read */
     MAX_TASKS = MAX_READ / SMALLEST,
     SLOTS = 64,       /* slots that are weighed together: the weights' scale is theirs */
-    ROWS = 4,         /* rows of a product of attention */
-    AT_ONCE = 4,      /* rows of a product with weights whose sums are made side by side */
     MAX_THREADS = 64,
     MAX_DIM = 512,    /* widest head */
     SPINS = 4000,     /* pauses, some 40 ns each, before a thread without work sleeps */
@@ -212,63 +218,138 @@ typedef struct { /* keys [layers][kv_heads][slots / 8][dim / 2][8][2], values [l
 
 /* ------------------------------------------------------------------ vectors */
 
-INLINE __m256 load(const float *at) { return _mm256_loadu_ps(at); }
-INLINE void store(float *at, __m256 x) { _mm256_storeu_ps(at, x); }
-INLINE __m256 all(float x) { return _mm256_set1_ps(x); }
-INLINE __m256i bytes(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }
-INLINE __m256i quad(const void *at) { /* four bytes, again and again */
+#ifdef WIDE
+typedef __m512 Floats;
+typedef __m512i Ints;
+#define V(name) _mm512_##name
+#define ROUND(x) _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define IN_REGISTER "+v"
+#else
+typedef __m256 Floats;
+typedef __m256i Ints;
+#define V(name) _mm256_##name
+#define ROUND(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define IN_REGISTER "+x"
+#endif
+/* A value stays where it is: gcc would make all the products of a sum first, and run out of registers. */
+#define IN_PLACE(x) __asm__("" : IN_REGISTER(x))
+
+INLINE Floats load(const float *at) { return V(loadu_ps)(at); }
+INLINE void store(float *at, Floats x) { V(storeu_ps)(at, x); }
+INLINE Floats all(float x) { return V(set1_ps)(x); }
+INLINE Ints none(void) { return V(set1_epi32)(0); }
+INLINE Ints quad(const void *at) { /* four bytes, again and again */
     int32_t four;
     memcpy(&four, at, 4);
-    return _mm256_set1_epi32(four);
+    return V(set1_epi32)(four);
 }
 
-INLINE float sum_of(__m256 x) {
+INLINE float sum_of_8(__m256 x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 
-INLINE float most_of(__m256 x) {
+INLINE float most_of_8(__m256 x) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 
-INLINE int32_t sum_of_ints(__m256i x) {
+INLINE int32_t sum_of_8_ints(__m256i x) {
     __m128i half = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
 }
 
-INLINE __m256 magnitude(__m256 x) { return _mm256_andnot_ps(all(-0.0f), x); }
+#ifdef WIDE
+INLINE Ints bytes(const void *at) { return _mm512_loadu_si512(at); }
+/* 32 bytes, and 32 of a second block. */
+INLINE Ints two(const void *low, const void *high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(low)), _mm256_loadu_si256(high), 1);
+}
+/* 8 float16, and 8 of a second block. */
+INLINE Floats halves(const void *low, const void *high) {
+    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(low)), _mm_loadu_si128(high), 1);
+    return _mm512_cvtph_ps(both);
+}
+INLINE Ints low_bits(Ints x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+INLINE Ints flipped(Ints x) { return _mm512_xor_si512(x, _mm512_set1_epi8((char)0x80)); }
+INLINE Floats from_bits(Ints x) { return _mm512_castsi512_ps(x); }
+INLINE Ints to_bits(Floats x) { return _mm512_castps_si512(x); }
+INLINE __m256 upper(Floats x) { return _mm512_extractf32x8_ps(x, 1); }
+INLINE float sum_of(Floats x) { return sum_of_8(_mm256_add_ps(_mm512_castps512_ps256(x), upper(x))); }
+INLINE float most_of(Floats x) { return most_of_8(_mm256_max_ps(_mm512_castps512_ps256(x), upper(x))); }
+INLINE int32_t sum_of_ints(Ints x) {
+    return sum_of_8_ints(_mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1)));
+}
+INLINE void put_bytes(int8_t *to, const Ints *x) { /* 32 */
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtsepi32_epi8(x[0]));
+    _mm_storeu_si128((__m128i *)(to + 16), _mm512_cvtsepi32_epi8(x[1]));
+}
+INLINE void put_words(int16_t *to, Ints low, Ints high) { /* 2 * LANES */
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtsepi32_epi16(low));
+    _mm256_storeu_si256((__m256i *)(to + LANES), _mm512_cvtsepi32_epi16(high));
+}
+/* What a row sees, which is *seen* slots, of those from *slot* on; *otherwise* in the others' place. */
+INLINE Floats visible(int seen, int slot, Floats x, float otherwise) {
+    __mmask16 mask = seen <= slot ? 0 : seen - slot >= LANES ? 0xffff : (__mmask16)((1u << (seen - slot)) - 1);
+    return _mm512_mask_blend_ps(mask, all(otherwise), x);
+}
+#else
+INLINE Ints bytes(const void *at) { return _mm256_loadu_si256(at); }
+INLINE Ints two(const void *low, const void *high) { return (void)high, bytes(low); }
+INLINE Floats halves(const void *low, const void *high) { return (void)high, _mm256_cvtph_ps(_mm_loadu_si128(low)); }
+INLINE Ints low_bits(Ints x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+INLINE Ints flipped(Ints x) { return _mm256_xor_si256(x, _mm256_set1_epi8((char)0x80)); }
+INLINE Floats from_bits(Ints x) { return _mm256_castsi256_ps(x); }
+INLINE Ints to_bits(Floats x) { return _mm256_castps_si256(x); }
+INLINE float sum_of(Floats x) { return sum_of_8(x); }
+INLINE float most_of(Floats x) { return most_of_8(x); }
+INLINE int32_t sum_of_ints(Ints x) { return sum_of_8_ints(x); }
+INLINE void put_bytes(int8_t *to, const Ints *x) {
+    Ints packed = _mm256_packs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
+    packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)to, packed);
+}
+INLINE void put_words(int16_t *to, Ints low, Ints high) {
+    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
+}
+INLINE Floats visible(int seen, int slot, Floats x, float otherwise) {
+    Ints ahead = _mm256_add_epi32(_mm256_set1_epi32(slot), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_blendv_ps(all(otherwise), x, from_bits(_mm256_cmpgt_epi32(_mm256_set1_epi32(seen), ahead)));
+}
+#endif
+
+INLINE Floats magnitude(Floats x) { return V(andnot_ps)(all(-0.0f), x); }
 
 /* e to the power of x, to 2 units in the last place: Cephes' expf (Moshier). */
-INLINE __m256 exponential(__m256 x) {
-    x = _mm256_min_ps(_mm256_max_ps(x, all(-87.0f)), all(88.0f));
-    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, all(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m256 r = _mm256_fnmadd_ps(n, all(0.693359375f), x);
-    r = _mm256_fnmadd_ps(n, all(-2.12194440e-4f), r);
-    __m256 y = _mm256_fmadd_ps(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
-    y = _mm256_fmadd_ps(y, r, all(8.3334519073e-3f));
-    y = _mm256_fmadd_ps(y, r, all(4.1665795894e-2f));
-    y = _mm256_fmadd_ps(y, r, all(1.6666665459e-1f));
-    y = _mm256_fmadd_ps(y, r, all(5.0000001201e-1f));
-    y = _mm256_fmadd_ps(y, _mm256_mul_ps(r, r), _mm256_add_ps(r, all(1.0f)));
-    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return _mm256_mul_ps(y, _mm256_castsi256_ps(power));
+INLINE Floats exponential(Floats x) {
+    x = V(min_ps)(V(max_ps)(x, all(-87.0f)), all(88.0f));
+    Floats n = ROUND(V(mul_ps)(x, all(1.44269504088896341f)));
+    Floats r = V(fnmadd_ps)(n, all(0.693359375f), x);
+    r = V(fnmadd_ps)(n, all(-2.12194440e-4f), r);
+    Floats y = V(fmadd_ps)(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
+    y = V(fmadd_ps)(y, r, all(8.3334519073e-3f));
+    y = V(fmadd_ps)(y, r, all(4.1665795894e-2f));
+    y = V(fmadd_ps)(y, r, all(1.6666665459e-1f));
+    y = V(fmadd_ps)(y, r, all(5.0000001201e-1f));
+    y = V(fmadd_ps)(y, V(mul_ps)(r, r), V(add_ps)(r, all(1.0f)));
+    Ints power = V(slli_epi32)(V(add_epi32)(V(cvtps_epi32)(n), V(set1_epi32)(127)), 23);
+    return V(mul_ps)(y, from_bits(power));
 }
 
 enum { SILU, GELU_TANH, GELU };
 
-INLINE __m256 activated(__m256 x, int activation) {
+INLINE Floats activated(Floats x, int activation) {
     if (activation == SILU)
-        return _mm256_div_ps(x, _mm256_add_ps(all(1.0f), exponential(_mm256_sub_ps(all(0.0f), x))));
+        return V(div_ps)(x, V(add_ps)(all(1.0f), exponential(V(sub_ps)(all(0.0f), x))));
     if (activation == GELU_TANH) {
-        __m256 cube = _mm256_mul_ps(_mm256_mul_ps(x, x), x);
-        __m256 u = _mm256_mul_ps(all(0.7978845608028654f), _mm256_fmadd_ps(all(0.044715f), cube, x));
-        __m256 e = exponential(_mm256_add_ps(u, u));
-        __m256 tangent = _mm256_sub_ps(all(1.0f), _mm256_div_ps(all(2.0f), _mm256_add_ps(e, all(1.0f))));
-        return _mm256_mul_ps(_mm256_mul_ps(all(0.5f), x), _mm256_add_ps(all(1.0f), tangent));
+        Floats cube = V(mul_ps)(V(mul_ps)(x, x), x);
+        Floats u = V(mul_ps)(all(0.7978845608028654f), V(fmadd_ps)(all(0.044715f), cube, x));
+        Floats e = exponential(V(add_ps)(u, u));
+        Floats tangent = V(sub_ps)(all(1.0f), V(div_ps)(all(2.0f), V(add_ps)(e, all(1.0f))));
+        return V(mul_ps)(V(mul_ps)(all(0.5f), x), V(add_ps)(all(1.0f), tangent));
     }
     float lane[LANES];
     store(lane, x);
@@ -277,32 +358,32 @@ INLINE __m256 activated(__m256 x, int activation) {
 }
 
 /* 2 to the power of x, which is 0 or less: within 1e-7. A polynomial of the fraction, fitted at Chebyshev's nodes. */
-INLINE __m256 power_of_two(__m256 x) {
-    x = _mm256_max_ps(x, all(-125.0f));
-    __m256 n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm256_sub_ps(x, n);
-    __m256 y = _mm256_fmadd_ps(all(1.3266970388e-3f), f, all(9.6754597456e-3f));
-    y = _mm256_fmadd_ps(y, f, all(5.5507426160e-2f));
-    y = _mm256_fmadd_ps(y, f, all(2.4022121754e-1f));
-    y = _mm256_fmadd_ps(y, f, all(6.9314694916e-1f));
-    y = _mm256_fmadd_ps(y, f, all(1.0f));
-    __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(y), power));
+INLINE Floats power_of_two(Floats x) {
+    x = V(max_ps)(x, all(-125.0f));
+    Floats n = ROUND(x), f = V(sub_ps)(x, n);
+    Floats y = V(fmadd_ps)(all(1.3266970388e-3f), f, all(9.6754597456e-3f));
+    y = V(fmadd_ps)(y, f, all(5.5507426160e-2f));
+    y = V(fmadd_ps)(y, f, all(2.4022121754e-1f));
+    y = V(fmadd_ps)(y, f, all(6.9314694916e-1f));
+    y = V(fmadd_ps)(y, f, all(1.0f));
+    Ints power = V(slli_epi32)(V(cvtps_epi32)(n), 23);
+    return from_bits(V(add_epi32)(to_bits(y), power));
 }
 
 /* Round numbers, a multiple of 16 and *peak* at most, to whole ones of *most* at most; return their scale. */
 INLINE float whole_of(const float *x, int n, float peak, float most, int16_t *result) {
-    __m256 factor = all(peak > 1e-30f ? most / peak : 0.0f);
+    Floats factor = all(peak > 1e-30f ? most / peak : 0.0f);
     for (int at = 0; at < n; at += 2 * LANES) {
-        __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(load(x + at), factor));
-        __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(load(x + at + LANES), factor));
-        _mm256_storeu_si256((__m256i *)(result + at), _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
+        Ints low = V(cvtps_epi32)(V(mul_ps)(load(x + at), factor));
+        Ints high = V(cvtps_epi32)(V(mul_ps)(load(x + at + LANES), factor));
+        put_words(result + at, low, high);
     }
     return peak / most;
 }
 
 INLINE float whole(const float *x, int n, float most, int16_t *result) {
-    __m256 peaks = all(0.0f);
-    for (int at = 0; at < n; at += LANES) peaks = _mm256_max_ps(peaks, magnitude(load(x + at)));
+    Floats peaks = all(0.0f);
+    for (int at = 0; at < n; at += LANES) peaks = V(max_ps)(peaks, magnitude(load(x + at)));
     return whole_of(x, n, most_of(peaks), most, result);
 }
 
@@ -311,11 +392,11 @@ INLINE float most_for(int dim) { return floorf(sqrtf(2147483520.0f / (float)dim)
 
 /* Divide by the root of the mean square, and multiply by the weight. */
 static void normed(const float *x, const float *weight, int n, float eps, float *result) {
-    __m256 squares = all(0.0f);
-    for (int at = 0; at < n; at += LANES) squares = _mm256_fmadd_ps(load(x + at), load(x + at), squares);
-    __m256 factor = all(1.0f / sqrtf(sum_of(squares) / (float)n + eps));
+    Floats squares = all(0.0f);
+    for (int at = 0; at < n; at += LANES) squares = V(fmadd_ps)(load(x + at), load(x + at), squares);
+    Floats factor = all(1.0f / sqrtf(sum_of(squares) / (float)n + eps));
     for (int at = 0; at < n; at += LANES)
-        store(result + at, _mm256_mul_ps(_mm256_mul_ps(load(x + at), factor), load(weight + at)));
+        store(result + at, V(mul_ps)(V(mul_ps)(load(x + at), factor), load(weight + at)));
 }
 
 /* ------------------------------------------------------------------ products */
@@ -331,18 +412,14 @@ typedef struct { /* rows of activations in 8 bits */
 static void round_row(const float *x, int inputs, int row, const Rounded *to) {
     float whole = 0.0f;
     for (int g = 0; g < inputs / GROUP; g++, x += GROUP) {
-        __m256 part[4] = {load(x), load(x + 8), load(x + 16), load(x + 24)};
-        __m256 most = _mm256_max_ps(_mm256_max_ps(magnitude(part[0]), magnitude(part[1])),
-                                    _mm256_max_ps(magnitude(part[2]), magnitude(part[3])));
+        Floats part[PARTS], most = all(0.0f);
+        Ints ints[PARTS], sum = none();
+        for (int v = 0; v < PARTS; v++) most = V(max_ps)(most, magnitude(part[v] = load(x + v * LANES)));
         float peak = most_of(most), scale = peak / 127.0f;
-        __m256 inverse = all(peak > 1e-30f ? 127.0f / peak : 0.0f);
-        __m256i ints[4];
-        for (int v = 0; v < 4; v++) ints[v] = _mm256_cvtps_epi32(_mm256_mul_ps(part[v], inverse));
-        __m256i sum = _mm256_add_epi32(_mm256_add_epi32(ints[0], ints[1]), _mm256_add_epi32(ints[2], ints[3]));
-        __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(ints[0], ints[1]), _mm256_packs_epi32(ints[2], ints[3]));
-        packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        Floats inverse = all(peak > 1e-30f ? 127.0f / peak : 0.0f);
+        for (int v = 0; v < PARTS; v++) sum = V(add_epi32)(sum, ints[v] = V(cvtps_epi32)(V(mul_ps)(part[v], inverse)));
         int64_t at = (int64_t)g * to->rows + row;
-        _mm256_storeu_si256((__m256i *)(to->bytes + at * GROUP), packed);
+        put_bytes(to->bytes + at * GROUP, ints);
         to->scale[at] = scale;
         to->sum[at] = scale * (float)sum_of_ints(sum);
         whole += to->sum[at];
@@ -351,20 +428,22 @@ static void round_row(const float *x, int inputs, int row, const Rounded *to) {
 }
 
 /* Some rows' exact sums with a block of 8 quads of weights, unsigned bytes. */
-INLINE void dot_quads(const __m256i *w, const int8_t *row, const int rows, __m256i *sum) {
+INLINE void dot_quads(const Ints *w, const int8_t *row, const int rows, Ints *sum) {
 #ifdef DOT_BYTES
-    __m256i other[AT_ONCE];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) sum[r] = other[r] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-    for (int q = 0; q < 8; q += 2)
-#pragma GCC unroll 4
+    Ints other[AT_ONCE];
+    const int sums = rows < 8 ? 2 : 1; /* of each row, enough that none waits for another */
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) sum[r] = other[r] = none();
+#pragma GCC unroll 8
+    for (int q = 0; q < 8; q++)
+#pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
-            sum[r] = DOT_BYTES(sum[r], w[q], quad(row + r * GROUP + 4 * q));
-            other[r] = DOT_BYTES(other[r], w[q + 1], quad(row + r * GROUP + 4 * q + 4));
+            Ints *to = q % sums ? other + r : sum + r;
+            *to = DOT_BYTES(*to, w[q], quad(row + r * GROUP + 4 * q));
         }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) sum[r] = _mm256_add_epi32(sum[r], other[r]);
+    if (sums == 2)
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) sum[r] = V(add_epi32)(sum[r], other[r]);
 #else /* 8 sums of two products up to 15 * 127 fit 16 bits */
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) sum[r] = _mm256_maddubs_epi16(w[0], quad(row + r * GROUP));
@@ -380,63 +459,64 @@ INLINE void dot_quads(const __m256i *w, const int8_t *row, const int rows, __m25
 #endif
 }
 
-INLINE void group_4(const __m256i *w, __m256 scale, __m256 least, const int8_t *row, const float *factor,
+INLINE void group_4(const Ints *w, Floats scale, Floats least, const int8_t *row, const float *factor,
                     const float *sum, const int rows, float *result) {
-    __m256i found[AT_ONCE];
+    Ints found[AT_ONCE];
     dot_quads(w, row, rows, found);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-        __m256 so_far = _mm256_fmadd_ps(least, _mm256_broadcast_ss(sum + r), load(result + r * LANES));
-        so_far = _mm256_fmadd_ps(_mm256_cvtepi32_ps(found[r]), _mm256_mul_ps(scale, _mm256_broadcast_ss(factor + r)), so_far);
+        Floats so_far = V(fmadd_ps)(least, all(sum[r]), load(result + r * LANES));
+        so_far = V(fmadd_ps)(V(cvtepi32_ps)(found[r]), V(mul_ps)(scale, all(factor[r])), so_far);
         store(result + r * LANES, so_far);
     }
 }
 
-/* A panel of 8 outputs with weights of 4 bits: a block has 8 quads of inputs, quad q in the low half of bytes 32 q on
- * and quad q + 4 in the high half, then 8 scales and 8 least values, float16. result: [rows][8]. */
-static void panel_4(const uint8_t *block, int groups, const Rounded *x, float *result) {
-    const __m256i low = _mm256_set1_epi8(15);
+/* LANES outputs with weights of 4 bits: a panel's, or two panels'. A block has 8 quads of inputs, quad q in the low
+ * half of bytes 32 q on and quad q + 4 in the high half, then 8 scales and 8 least values, float16. result:
+ * [rows][LANES]. */
+static void panel_4(const uint8_t *block, const uint8_t *second, int groups, const Rounded *x, float *result) {
     int rows = x->rows;
     for (int r = 0; r < rows; r++) store(result + r * LANES, all(0.0f));
-    for (int g = 0; g < groups; g++, block += 160) {
+    for (int g = 0; g < groups; g++, block += 160, second += 160) {
         const int8_t *row = x->bytes + (int64_t)g * rows * GROUP;
         const float *factor = x->scale + (int64_t)g * rows, *sum = x->sum + (int64_t)g * rows;
-        __m256i w[8];
+        Ints w[8];
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++) {
-            __m256i both = bytes(block + 32 * q);
-            w[q] = _mm256_and_si256(both, low);
-            w[q + 4] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+            Ints both = two(block + 32 * q, second + 32 * q);
+            w[q] = low_bits(both);
+            w[q + 4] = low_bits(V(srli_epi16)(both, 4));
         }
-        __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(block + 128)));
-        __m256 least = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(block + 144)));
+        Floats scale = halves(block + 128, second + 128), least = halves(block + 144, second + 144);
         int r = 0;
         for (; r + AT_ONCE <= rows; r += AT_ONCE)
             group_4(w, scale, least, row + r * GROUP, factor + r, sum + r, AT_ONCE, result + r * LANES);
+        for (; r + 4 <= rows; r += 4)
+            group_4(w, scale, least, row + r * GROUP, factor + r, sum + r, 4, result + r * LANES);
         for (; r < rows; r++) group_4(w, scale, least, row + r * GROUP, factor + r, sum + r, 1, result + r * LANES);
     }
 }
 
 /* The same with signed weights of 8 bits, whose scales come after. A block is 8 quads. */
-static void panel_8(const uint8_t *block, int groups, const Rounded *x, const float *scales, float *result) {
+static void panel_8(const uint8_t *block, const uint8_t *second, int groups, const Rounded *x, Floats scale, float *result) {
     int rows = x->rows;
     const int8_t *row = x->bytes;
     const float *factor = x->scale;
     for (int r = 0; r < rows; r++) store(result + r * LANES, all(0.0f));
-    for (int g = 0; g < groups; g++, block += 256) {
-        __m256i w[8];
+    for (int g = 0; g < groups; g++, block += 256, second += 256) {
+        Ints w[8];
 #pragma GCC unroll 8
         for (int q = 0; q < 8; q++) {
-            w[q] = bytes(block + 32 * q);
+            w[q] = two(block + 32 * q, second + 32 * q);
 #ifdef DOT_BYTES /* which multiplies unsigned by signed: 128 more, taken off below */
-            w[q] = _mm256_xor_si256(w[q], _mm256_set1_epi8((char)0x80));
+            w[q] = flipped(w[q]);
 #endif
         }
         for (int r = 0; r < rows; r++, row += GROUP, factor++) {
-            __m256i a = _mm256_setzero_si256(), b = a;
+            Ints a = none(), b = a;
 #pragma GCC unroll 4
             for (int q = 0; q < 8; q += 2) {
-                __m256i left = quad(row + 4 * q), right = quad(row + 4 * q + 4);
+                Ints left = quad(row + 4 * q), right = quad(row + 4 * q + 4);
 #ifdef DOT_BYTES
                 a = DOT_BYTES(a, w[q], left);
                 b = DOT_BYTES(b, w[q + 1], right);
@@ -448,51 +528,66 @@ static void panel_8(const uint8_t *block, int groups, const Rounded *x, const fl
                 b = _mm256_add_epi32(b, _mm256_madd_epi16(right, one));
 #endif
             }
-            __m256 dot = _mm256_cvtepi32_ps(_mm256_add_epi32(a, b));
-            store(result + r * LANES, _mm256_fmadd_ps(dot, _mm256_broadcast_ss(factor), load(result + r * LANES)));
+            Floats dot = V(cvtepi32_ps)(V(add_epi32)(a, b));
+            store(result + r * LANES, V(fmadd_ps)(dot, all(*factor), load(result + r * LANES)));
         }
     }
-    __m256 scale = load(scales);
     for (int r = 0; r < rows; r++) {
-        __m256 found = load(result + r * LANES);
+        Floats found = load(result + r * LANES);
 #ifdef DOT_BYTES
-        found = _mm256_fmadd_ps(all(-128.0f), all(x->whole[r]), found);
+        found = V(fmadd_ps)(all(-128.0f), all(x->whole[r]), found);
 #endif
-        store(result + r * LANES, _mm256_mul_ps(found, scale));
+        store(result + r * LANES, V(mul_ps)(found, scale));
     }
 }
 
-static void panel(const Product *product, int index, const Rounded *x, float *result) {
-    int groups = product->inputs / GROUP;
+/* LANES values of which only *count* are there. */
+INLINE Floats load_some(const float *at, int count) {
+    float held[LANES] = {0};
+    if (count >= LANES) return load(at);
+    memcpy(held, at, sizeof(float) * (size_t)count);
+    return load(held);
+}
+
+/* Outputs *output* to output + LANES, or to the last of them, of a product. */
+static void panel(const Product *product, int output, const Rounded *x, float *result) {
+    int groups = product->inputs / GROUP, left = product->outputs - output;
+    int64_t apart = (int64_t)groups * (product->bits == 4 ? 160 : 256);
+    const uint8_t *block = product->blocks + output / PANEL * apart, *second = left > PANEL ? block + apart : block;
     if (product->bits == 4)
-        panel_4(product->blocks + (int64_t)index * groups * 160, groups, x, result);
+        panel_4(block, second, groups, x, result);
     else
-        panel_8(product->blocks + (int64_t)index * groups * 256, groups, x, product->scale + index * LANES, result);
-    if (product->bias)
-        for (int r = 0; r < x->rows; r++)
-            store(result + r * LANES, _mm256_add_ps(load(result + r * LANES), load(product->bias + index * LANES)));
+        panel_8(block, second, groups, x, load_some(product->scale + output, left), result);
+    if (product->bias) {
+        Floats bias = load_some(product->bias + output, left);
+        for (int r = 0; r < x->rows; r++) store(result + r * LANES, V(add_ps)(load(result + r * LANES), bias));
+    }
 }
 
 enum { PUT, ADD, GATE }; /* what becomes of results: stored, added to what is there, gates that meet their ups */
 
-/* Panels *index* to *end* of a product. GATE: ups follow the gates, as many. */
+/* Vectors *index* to *end* of a product's outputs. GATE: ups follow the gates, as many. */
 static void panels(const Model *model, const Product *product, int index, int end, const Rounded *x, int mode,
                    float *result, int64_t width) {
     float found[BLOCK * LANES], up[BLOCK * LANES];
     for (; index < end; index++) {
-        panel(product, index, x, found);
-        if (mode == GATE) panel(product, index + product->outputs / LANES / 2, x, up);
+        int output = index * LANES, count = product->outputs - output;
+        panel(product, output, x, found);
+        if (mode == GATE) panel(product, output + product->outputs / 2, x, up);
         for (int r = 0; r < x->rows; r++) {
-            float *at = result + r * width + index * LANES;
-            __m256 value = load(found + r * LANES);
-            if (mode == ADD) value = _mm256_add_ps(load(at), value);
-            if (mode == GATE) value = _mm256_mul_ps(activated(value, model->activation), load(up + r * LANES));
-            store(at, value);
+            float *at = result + r * width + output;
+            Floats value = load(found + r * LANES);
+            if (mode == ADD) value = V(add_ps)(load(at), value);
+            if (mode == GATE) value = V(mul_ps)(activated(value, model->activation), load(up + r * LANES));
+            if (count >= LANES) store(at, value);
+            else memcpy(at, found + r * LANES, sizeof(float) * (size_t)count); /* outputs of the head: PUT */
         }
     }
 }
 
-INLINE int panels_of(const Product *product, int mode) { return product->outputs / LANES / (mode == GATE ? 2 : 1); }
+INLINE int vectors_of(const Product *product, int mode) {
+    return (product->outputs / (mode == GATE ? 2 : 1) + LANES - 1) / LANES;
+}
 
 /* ------------------------------------------------------------------ what both ways share */
 
@@ -530,9 +625,9 @@ static void turned(const Model *model, const float *norm, const float *x, int po
         x = held;
     }
     for (int at = 0; at < half; at += LANES) {
-        __m256 low = load(x + at), high = load(x + half + at);
-        store(result + at, _mm256_fmadd_ps(high, load(sin + at), _mm256_mul_ps(low, load(cos + at))));
-        store(result + half + at, _mm256_fmadd_ps(low, load(sin + half + at), _mm256_mul_ps(high, load(cos + half + at))));
+        Floats low = load(x + at), high = load(x + half + at);
+        store(result + at, V(fmadd_ps)(high, load(sin + at), V(mul_ps)(low, load(cos + at))));
+        store(result + half + at, V(fmadd_ps)(low, load(sin + half + at), V(mul_ps)(high, load(cos + half + at))));
     }
 }
 
@@ -560,25 +655,19 @@ static void remember(const Model *model, const Layer *layer, const Cache *cache,
     }
 }
 
-/* All ones for the slots from *slot* on that a row sees, which are *seen* in all. */
-INLINE __m256 visible(int seen, int slot) {
-    __m256i ahead = _mm256_add_epi32(_mm256_set1_epi32(slot), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(seen), ahead));
-}
-
 /* Sums of products of *count* pairs: of two vectors, *apart* from each other and *next* from those of the next pair, with
  * the pairs of some rows, *step* from row to row and *by* from pair to pair. */
 INLINE void sums_of_pairs(const int16_t *words, int64_t apart, int64_t next, const int16_t *pairs, int64_t step, int64_t by,
-                          int count, const int rows, __m256i sum[ROWS][TILES]) {
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+                          int count, const int rows, Ints sum[ROWS][TILES]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = none();
     for (int i = 0; i < count; i++, words += next, pairs += by) {
-        __m256i left = bytes(words), right = bytes(words + apart);
+        Ints left = bytes(words), right = bytes(words + apart);
         IN_PLACE(left);
         IN_PLACE(right);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
-            __m256i pair = quad(pairs + r * step);
+            Ints pair = quad(pairs + r * step);
             ADD_PAIRS(sum[r][0], left, pair);
             ADD_PAIRS(sum[r][1], right, pair);
         }
@@ -588,14 +677,14 @@ INLINE void sums_of_pairs(const int16_t *words, int64_t apart, int64_t next, con
 /* Scores of TILES * 8 slots for some rows. queries: pair d of row r lies at d * by + r * step. */
 INLINE void score(const int16_t *keys, const float *key_scale, const int16_t *queries, const float *query_scale,
                   int64_t by, int64_t step, int dim, const int rows, float *result, int64_t width) {
-    __m256i sum[ROWS][TILES];
+    Ints sum[ROWS][TILES];
     sums_of_pairs(keys, (int64_t)dim * LANES, 2 * LANES, queries, step, by, dim / 2, rows, sum);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
         for (int t = 0; t < TILES; t++) {
-            __m256 scale = _mm256_mul_ps(load(key_scale + t * LANES), all(query_scale[r]));
-            store(result + r * width + t * LANES, _mm256_mul_ps(_mm256_cvtepi32_ps(sum[r][t]), scale));
+            Floats scale = V(mul_ps)(load(key_scale + t * LANES), all(query_scale[r]));
+            store(result + r * width + t * LANES, V(mul_ps)(V(cvtepi32_ps)(sum[r][t]), scale));
         }
 }
 
@@ -603,67 +692,58 @@ INLINE void score(const int16_t *keys, const float *key_scale, const int16_t *qu
  * TILES * 8 dimensions. weights: of slot s for row r at r * stride + s. */
 INLINE void mix(const int16_t *values, const int16_t *weights, int64_t stride, const float *keep, const float *scale,
                 int dim, int pairs, const int rows, float *result) {
-    __m256i sum[ROWS][TILES];
+    Ints sum[ROWS][TILES];
     sums_of_pairs(values, 2 * LANES, 2 * dim, weights, stride, 2, pairs, rows, sum);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
         for (int v = 0; v < TILES; v++) {
             float *to = result + (int64_t)r * dim + v * LANES;
-            __m256 kept = _mm256_mul_ps(load(to), all(keep[r]));
-            store(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r][v]), all(scale[r]), kept));
+            Floats kept = V(mul_ps)(load(to), all(keep[r]));
+            store(to, V(fmadd_ps)(V(cvtepi32_ps)(sum[r][v]), all(scale[r]), kept));
         }
 }
 
-/* One, three or four rows at a time, whose copies differ in nothing but that. */
+/* Call something for some of the rows that are left, *r* on, and go on to the next: copies differ in nothing but how
+ * many they take. */
+#define SOME_ROWS(call) \
+    if (rows - r >= ROWS) r += call(ROWS); \
+    else if (rows - r >= 4) r += call(4); \
+    else if (rows - r == 3) r += call(3); \
+    else r += call(1)
+
 static void mix_rows(const int16_t *values, const int16_t *weights, int64_t stride, const float *keep,
                      const float *scale, int dim, int pairs, int rows, float *result) {
+#define MIX(count) (mix(values + 2 * d, weights + r * stride, stride, keep + r, scale + r, dim, pairs, count, \
+                        result + (int64_t)r * dim + d), count)
     for (int d = 0; d < dim; d += TILES * LANES)
         for (int r = 0; r < rows;) {
-            const int16_t *from = weights + r * stride;
-            float *to = result + (int64_t)r * dim + d;
-            if (rows - r >= ROWS) {
-                mix(values + 2 * d, from, stride, keep + r, scale + r, dim, pairs, ROWS, to);
-                r += ROWS;
-            } else if (rows - r == 3) {
-                mix(values + 2 * d, from, stride, keep + r, scale + r, dim, pairs, 3, to);
-                r += 3;
-            } else {
-                mix(values + 2 * d, from, stride, keep + r, scale + r, dim, pairs, 1, to);
-                r++;
-            }
+            SOME_ROWS(MIX);
         }
+#undef MIX
 }
 
 static void score_rows(const int16_t *keys, const float *key_scale, const int16_t *queries, const float *query_scale,
                        int dim, int rows, float *result) {
+#define SCORE(count) (score(keys, key_scale, queries + (int64_t)r * dim, query_scale + r, 2, dim, dim, count, \
+                            result + (int64_t)r * CHUNK, CHUNK), count)
     for (int r = 0; r < rows;) {
-        const int16_t *from = queries + (int64_t)r * dim;
-        float *to = result + (int64_t)r * CHUNK;
-        if (rows - r >= ROWS) {
-            score(keys, key_scale, from, query_scale + r, 2, dim, dim, ROWS, to, CHUNK);
-            r += ROWS;
-        } else if (rows - r == 3) {
-            score(keys, key_scale, from, query_scale + r, 2, dim, dim, 3, to, CHUNK);
-            r += 3;
-        } else {
-            score(keys, key_scale, from, query_scale + r, 2, dim, dim, 1, to, CHUNK);
-            r++;
-        }
+        SOME_ROWS(SCORE);
     }
+#undef SCORE
 }
 
 /* Make weights of a row's scores of some slots, SLOTS at most, of which it sees *seen*: times the values' scales, as
  * whole numbers. Scores are written over. Adds the weights to *total*; returns their scale. */
 INLINE float weigh(float *scores, int slots, int seen, float peak, const float *value_scale, int16_t *weights,
-                   __m256 *total) {
-    __m256 largest = all(0.0f);
+                   Floats *total) {
+    Floats largest = all(0.0f);
     for (int s = 0; s < slots; s += LANES) {
-        __m256 weight = power_of_two(_mm256_sub_ps(load(scores + s), all(peak)));
-        if (seen < s + LANES) weight = _mm256_and_ps(weight, visible(seen, s));
-        *total = _mm256_add_ps(*total, weight);
-        weight = _mm256_mul_ps(weight, load(value_scale + s));
-        largest = _mm256_max_ps(largest, weight);
+        Floats weight = power_of_two(V(sub_ps)(load(scores + s), all(peak)));
+        if (seen < s + LANES) weight = visible(seen, s, weight, 0.0f);
+        *total = V(add_ps)(*total, weight);
+        weight = V(mul_ps)(weight, load(value_scale + s));
+        largest = V(max_ps)(largest, weight);
         store(scores + s, weight);
     }
     return whole_of(scores, slots, most_of(largest), WEIGHT_MOST, weights);
@@ -671,11 +751,11 @@ INLINE float weigh(float *scores, int slots, int seen, float peak, const float *
 
 /* The greatest of a row's scores that it sees, or *peak* where that is greater. */
 INLINE float peak_of(const float *scores, int slots, int seen, float peak) {
-    __m256 most = all(peak);
+    Floats most = all(peak);
     for (int s = 0; s < slots; s += LANES) {
-        __m256 found = load(scores + s);
-        if (seen < s + LANES) found = _mm256_blendv_ps(all(NEVER), found, visible(seen, s));
-        most = _mm256_max_ps(most, found);
+        Floats found = load(scores + s);
+        if (seen < s + LANES) found = visible(seen, s, found, NEVER);
+        most = V(max_ps)(most, found);
     }
     return most_of(most);
 }
@@ -695,13 +775,13 @@ typedef struct {
 static void multiply_task(void *job, int index, int thread) {
     Step *step = job;
     (void)thread;
-    int most = panels_of(step->product, step->mode), end = (index + 1) * step->per;
+    int most = vectors_of(step->product, step->mode), end = (index + 1) * step->per;
     panels(step->model, step->product, index * step->per, end < most ? end : most, &step->scratch->x, step->mode,
            step->result, step->width);
 }
 
 static void multiply(Pool *pool, Step *step, const Product *product, float *result, int64_t width, int mode) {
-    int most = panels_of(product, mode);
+    int most = vectors_of(product, mode);
     step->product = product;
     step->result = result;
     step->width = width;
@@ -734,7 +814,7 @@ static void attend_task(void *job, int index, int thread) {
         float *scores = room->scores + (int64_t)r * CHUNK;
         int seen = step->start + r / groups + 1 - first; /* slots that this row sees */
         float peak = peak_of(scores, padded, seen, NEVER);
-        __m256 total = all(0.0f);
+        Floats total = all(0.0f);
         for (int slot = 0; slot < padded; slot += SLOTS) {
             int slots = padded - slot < SLOTS ? padded - slot : SLOTS;
             room->scale[slot / SLOTS * rows + r] = weigh(scores + slot, slots, seen - slot, peak, value_scale + slot,
@@ -767,9 +847,9 @@ static void merge(const Step *step) {
                 float factor = exp2f(stats[(int64_t)c * rows * 2] - peak);
                 total += factor * stats[(int64_t)c * rows * 2 + 1];
                 for (int d = 0; d < dim; d += LANES)
-                    store(result + d, _mm256_fmadd_ps(load(parts + (int64_t)c * rows * dim + d), all(factor), load(result + d)));
+                    store(result + d, V(fmadd_ps)(load(parts + (int64_t)c * rows * dim + d), all(factor), load(result + d)));
             }
-            for (int d = 0; d < dim; d += LANES) store(result + d, _mm256_div_ps(load(result + d), all(total)));
+            for (int d = 0; d < dim; d += LANES) store(result + d, V(div_ps)(load(result + d), all(total)));
         }
 }
 
@@ -844,7 +924,7 @@ static void cut(Read *read, int threads) {
 }
 
 static void multiply_block(const Read *read, const Product *product, Room *room, int mode, float *result, int64_t width) {
-    panels(read->model, product, 0, panels_of(product, mode), &room->x, mode, result, width);
+    panels(read->model, product, 0, vectors_of(product, mode), &room->x, mode, result, width);
 }
 
 /* Queries, keys and values of a block of rows. */
@@ -900,9 +980,9 @@ static void attend_block(const Read *read, Room *room, int head, int first, int 
                 before[i] = room->peak[r + i];
                 room->peak[r + i] = peak[i] = peak_of(room->scores + i * SLOTS, slots, seen + i, before[i]);
             }
-            store(keep, power_of_two(_mm256_sub_ps(load(before), load(peak))));
+            store(keep, power_of_two(V(sub_ps)(load(before), load(peak))));
             for (int i = 0; i < ROWS; i++) {
-                __m256 total = all(0.0f);
+                Floats total = all(0.0f);
                 scale[i] = weigh(room->scores + i * SLOTS, slots, seen + i, peak[i], value_scale + slot,
                                  room->weights + i * SLOTS, &total);
                 room->total[r + i] = room->total[r + i] * keep[i] + sum_of(total);
@@ -914,7 +994,7 @@ static void attend_block(const Read *read, Room *room, int head, int first, int 
         if (r % BLOCK >= rows) continue;
         float *to = room->mixed + ((int64_t)(r % BLOCK) * heads + head * groups + r / BLOCK) * dim;
         for (int d = 0; d < dim; d += LANES)
-            store(to + d, _mm256_div_ps(load(room->out + (int64_t)r * dim + d), all(room->total[r])));
+            store(to + d, V(div_ps)(load(room->out + (int64_t)r * dim + d), all(room->total[r])));
     }
 }
 
@@ -1030,11 +1110,14 @@ API float *scratch_hidden(Scratch *scratch) { return scratch->hidden; }
 API int64_t scratch_bytes(const Scratch *scratch) { return scratch->bytes; }
 API int kernels_version(void) { return VERSION; }
 
-/* Say what the kernels were built for: 1 for products of whole numbers in one instruction. */
+/* Say what the kernels were built for: 1 for products of whole numbers in one instruction, 2 for that and vectors of
+ * 512 bits. */
 API int kernels_use(void) {
-    int use = 0;
-#ifdef DOT_BYTES
-    use |= 1;
+#if defined(WIDE)
+    return 2;
+#elif defined(DOT_BYTES)
+    return 1;
+#else
+    return 0;
 #endif
-    return use;
 }
