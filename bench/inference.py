@@ -158,19 +158,23 @@ def lookups(args: argparse.Namespace, report: Report, arms: dict[str, Arm]) -> N
 
 
 def quality(args: argparse.Namespace, report: Report) -> None:
-    """Measure perplexity and answers with each kind of weights."""
+    """Measure perplexity and answers with each kind of weights, each question's beside the first arm's."""
     paragraphs = [row["text"] for row in lines(args.data / "xquad" / "corpus.jsonl")][::4]
     asked = questions(args.data, args.questions)
+    right: dict[str, list[bool]] = {}
     for arm in args.quality_arms:
         process = Arm(arm, args)
         try:
             value = process.ask("perplexity", texts=paragraphs)
             report.add("quality", arm, "perplexity", value["perplexity"])
-            found = 0
+            held = right.setdefault(arm, [])
             for question, golds, context in asked:
                 said = process.ask("turn", messages=evidence(context, question), new=48)["text"].lower()
-                found += any(gold.lower() in said for gold in golds)
-            report.add("quality", arm, "answers holding the gold span", 100 * found / len(asked), "%")
+                held.append(any(gold.lower() in said for gold in golds))
+            report.add("quality", arm, "answers holding the gold span", 100 * sum(held) / len(asked), "%")
+            pairs = Counter(zip(right[args.quality_arms[0]], held, strict=True))
+            report.add("quality", arm, "only here", pairs[False, True], "answers")
+            report.add("quality", arm, "only in the first arm", pairs[True, False], "answers")
         finally:
             process.close()
 
