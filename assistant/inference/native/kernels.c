@@ -1,15 +1,16 @@
-/* The forward pass of Llama-like models on x86-64 with AVX2: steps of a few tokens, and reading a prompt.
+/* The forward pass of Llama-like models on x86-64 with AVX2 or AVX-512: steps of a few tokens, and reading a prompt.
  *
  * - Products are 8-bit: weights in 4 or 8 bits, activations rounded to signed bytes, GROUP inputs to a scale, as
- *   llama.cpp's are (its Q8_0 blocks). Four neighbouring inputs of 8 outputs fill a vector. Sums of a group are exact.
+ *   llama.cpp's are (its Q8_0 blocks). Four neighbouring inputs of LANES outputs fill a vector. Sums of a group are exact.
  * - Attention multiplies 16-bit numbers: each query, key and value has a scale, and so have a row's weights of SLOTS
- *   slots. They are bounded so that sums fit 32 bits: they are exact. Keys of 8 slots lie side by side, two neighbouring
+ *   slots. They are bounded so that sums fit 32 bits: they are exact. Keys of LANES slots lie side by side, two neighbouring
  *   dimensions to a 32-bit word; values lie by dimension, two neighbouring slots to a word.
  * - A row's result never depends on the other rows of a call nor on how many there are: each is summed in one order,
  *   which its position alone decides. So a step of several tokens gives what single steps give, to the last bit, and
  *   a prompt read in parts what it gives at once. That forbids -ffast-math; contraction of a * b + c is off, too (it
  *   might differ from one unrolled copy to another), and fused products are spelt out.
- * - Vectors have 256 bits everywhere. A CPU with AVX-512 or AVX-VNNI is used for its products of whole numbers.
+ * - Vectors have 512 bits where the CPU has AVX-512 with VNNI, 256 elsewhere (V, Floats, Ints, LANES). The weights'
+ *   panels have 8 outputs either way, so that one file serves every CPU: 512 bits hold those of two panels.
  *
  * Numbers are in elements unless they say bytes. Nothing here checks shapes: decoder.py does. */
 
@@ -27,17 +28,18 @@
 #endif
 #if defined(__AVX512VNNI__) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define WIDE 1
-#define DOT_BYTES _mm512_dpbusd_epi32
+#define DOT_BYTES _mm512_dpbusd_epi32 /* the other in assembly, or gcc would copy a sum to another register and back */
 #define ADD_PAIRS(sum, a, b) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
 #elif defined(__AVXVNNI__)
 #define DOT_BYTES _mm256_dpbusd_avx_epi32
 #define ADD_PAIRS(sum, a, b) ((sum) = _mm256_dpwssd_avx_epi32(sum, a, b))
-#else /* in assembly, or gcc would copy a sum to another register and back */
+#else /* in assembly, too */
 #define ADD_PAIRS(sum, a, b) __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(_mm256_madd_epi16(a, b)))
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define API __attribute__((visibility("default")))
+
 enum {
     VERSION = 2,
 #ifdef WIDE
@@ -49,9 +51,9 @@ enum {
     ROWS = 4,
     AT_ONCE = 4,
 #endif
-    PANEL = 8,        /* outputs to a panel of weights */
+    PANEL = 8,        /* outputs to a panel of weights, of which a vector holds one or two */
     GROUP = 32,       /* inputs that share a scale */
-    PARTS = GROUP / LANES,
+    PARTS = GROUP / LANES, /* vectors of activations that share a scale */
     AHEAD = 16,       /* blocks, by which weights are fetched early */
     MAX_ROWS = 8,     /* tokens of a step */
     CHUNK = 256,      /* slots to a task of a step's attention */
@@ -211,7 +213,7 @@ typedef struct {
     Product head;
 } Model;
 
-typedef struct { /* keys [layers][kv_heads][slots / 8][dim / 2][8][2], values [layers][kv_heads][slots / 2][dim][2] */
+typedef struct { /* keys [layers][kv_heads][slots / LANES][dim / 2][LANES][2], values [layers][kv_heads][slots / 2][dim][2] */
     int16_t *keys, *values; /* in pairs */
     float *key_scale, *value_scale; /* [layers][kv_heads][slots] */
     int64_t slots;
@@ -690,7 +692,7 @@ INLINE void sums_of_pairs(const int16_t *words, int64_t apart, int64_t next, con
     }
 }
 
-/* Scores of TILES * 8 slots for some rows. queries: pair d of row r lies at d * by + r * step. */
+/* Scores of TILES * LANES slots for some rows. queries: pair d of row r lies at d * by + r * step. */
 INLINE void score(const int16_t *keys, const float *key_scale, const int16_t *queries, const float *query_scale,
                   int64_t by, int64_t step, int dim, const int rows, float *result, int64_t width) {
     Ints sum[ROWS][TILES];
@@ -705,7 +707,7 @@ INLINE void score(const int16_t *keys, const float *key_scale, const int16_t *qu
 }
 
 /* Add the values of *pairs* pairs of slots, mixed by weights, to rows of results that are multiplied by *keep* first;
- * TILES * 8 dimensions. weights: of slot s for row r at r * stride + s. */
+ * TILES * LANES dimensions. weights: of slot s for row r at r * stride + s. */
 INLINE void mix(const int16_t *values, const int16_t *weights, int64_t stride, const float *keep, const float *scale,
                 int dim, int pairs, const int rows, float *result) {
     Ints sum[ROWS][TILES];

@@ -17,7 +17,7 @@ from . import layout
 from .decoder import KernelDecoder
 
 _ARCH = Architecture(
-    hidden=128, layers=2, heads=6, kv_heads=2, head_dim=64, intermediate=192, vocab=250, eps=1e-5, activation="silu",
+    hidden=128, layers=2, heads=6, kv_heads=2, head_dim=64, intermediate=192, vocab=245, eps=1e-5, activation="silu",
     tied=False, max_positions=512, rope={"rope_type": "default", "rope_theta": 10000.0},
 )  # fmt: skip
 _TOKENS = 330
