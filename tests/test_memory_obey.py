@@ -80,7 +80,7 @@ print(json.dumps(rows))
 """
 
 ONE_OF_EACH = """
-import gc, json, sys, threading
+import gc, json, sys, threading, weakref
 from pathlib import Path
 import chromadb
 from assistant import Assistant, Settings, memory
@@ -91,12 +91,20 @@ from assistant.inference.native.decoder import KernelDecoder
 from assistant.inference.local import LocalChatModel
 folder, models = Path(sys.argv[1]), Path(sys.argv[2])
 kinds = {"chat models": (LocalChatModel,), "decoders": (Decoder, KernelDecoder), "embedders": (BertForward,),
-         "indexes": (Index,)}
+         "indexes": (Index,), "collections": (chromadb.Collection,)}
+made = []  # not gc.get_objects(): it holds tuples that other threads are still making, which then fail
+def noted(kind):
+    begin = kind.__init__
+    def note(self, *args, **named):
+        made.append(weakref.ref(self))
+        begin(self, *args, **named)
+    kind.__init__ = note
+for group in kinds.values():
+    for kind in group:
+        noted(kind)
 def counts():
-    found = gc.get_objects()
-    names = {name: sum(type(one) in kind for one in found) for name, kind in kinds.items()}
-    names["collections"] = sum(type(one) is chromadb.Collection for one in found)
-    del found
+    found = [type(one) for one in (ref() for ref in list(made)) if one is not None]
+    names = {name: sum(one in kind for one in found) for name, kind in kinds.items()}
     maps = {line.split(maxsplit=5)[5] for line in open("/proc/self/maps") if ".safetensors" in line}
     names["weights"] = len(maps)
     lines = [line.split() for line in open("/proc/self/maps") if ".int4." in line or ".int8." in line]
