@@ -62,7 +62,7 @@ with Assistant(settings) as assistant:
     assistant.ask(question, session_id="s")
     rows.append({"kept": assistant.parts.chat_model._prefix.nbytes})
     full = assistant.parts.plan.turn_growth(1640, 12) // MIB
-    for spare in (full + 30, *range(full - 2, 18, -10), 6):
+    for spare in (full + 30, *range(full - 2, 18, -4), 6):
         memory.release()
         hold(max(1, budget - spare * MIB - memory.rss()))
         try:
