@@ -230,10 +230,9 @@ def test_sampled_peak_where_the_mark_cannot_be_reset(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(measure, "_CLEAR_REFS", tmp_path / "missing" / "clear_refs")
     measure._mark_can_be_reset.cache_clear()
     try:
-        with memory.PeakMeter() as meter:
-            with mmap.mmap(-1, 60 * MIB) as block:  # new pages; the heap may have as many that are in RAM already
-                block[:: mmap.PAGESIZE] = b"x" * (60 * MIB // mmap.PAGESIZE)
-                seen = meter.peak
+        with memory.PeakMeter() as meter, mmap.mmap(-1, 60 * MIB) as block:  # the heap may have 60 MiB in RAM
+            block[:: mmap.PAGESIZE] = b"x" * (60 * MIB // mmap.PAGESIZE)
+            seen = meter.peak
     finally:
         measure._mark_can_be_reset.cache_clear()
     assert not meter.exact
