@@ -53,6 +53,7 @@ enum {
 #endif
     PANEL = 8,        /* outputs to a panel of weights, of which a vector holds one or two */
     GROUP = 32,       /* inputs that share a scale */
+    BYTES_4 = 160, BYTES_8 = 256, /* of a block: a panel's weights for a group, in 4 bits with scales, or in 8 */
     PARTS = GROUP / LANES, /* vectors of activations that share a scale */
     AHEAD = 16,       /* blocks, by which weights are fetched early */
     MAX_ROWS = 8,     /* tokens of a step */
@@ -193,7 +194,7 @@ API int pool_threads(const Pool *pool) { return pool->threads; }
 /* ------------------------------------------------------------------ a model */
 
 typedef struct {
-    const uint8_t *blocks; /* [outputs / 8][inputs / 32] blocks of 160 (4 bits) or 256 (8 bits) bytes */
+    const uint8_t *blocks; /* [outputs / 8][inputs / 32] blocks of BYTES_4 or BYTES_8 bytes */
     const float *scale;    /* 8 bits: [outputs] */
     const float *bias;     /* [outputs], or NULL */
     int32_t inputs, outputs, bits, unused;
@@ -493,11 +494,11 @@ INLINE void foresee(const uint8_t *block, const uint8_t *second, int left, int s
 static void panel_4(const uint8_t *block, const uint8_t *second, int groups, const Rounded *x, float *result) {
     int rows = x->rows;
     for (int r = 0; r < rows; r++) store(result + r * LANES, all(0.0f));
-    for (int g = 0; g < groups; g++, block += 160, second += 160) {
+    for (int g = 0; g < groups; g++, block += BYTES_4, second += BYTES_4) {
         const int8_t *row = x->bytes + (int64_t)g * rows * GROUP;
         const float *factor = x->scale + (int64_t)g * rows, *sum = x->sum + (int64_t)g * rows;
         Ints w[8];
-        foresee(block, second, groups - g, 160);
+        foresee(block, second, groups - g, BYTES_4);
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++) {
             Ints both = two(block + 32 * q, second + 32 * q);
@@ -508,7 +509,7 @@ static void panel_4(const uint8_t *block, const uint8_t *second, int groups, con
         int r = 0;
         for (; r + AT_ONCE <= rows; r += AT_ONCE)
             group_4(w, scale, least, row + r * GROUP, factor + r, sum + r, AT_ONCE, result + r * LANES);
-        for (; r + 4 <= rows; r += 4)
+        for (; AT_ONCE > 4 && r + 4 <= rows; r += 4)
             group_4(w, scale, least, row + r * GROUP, factor + r, sum + r, 4, result + r * LANES);
         for (; r < rows; r++) group_4(w, scale, least, row + r * GROUP, factor + r, sum + r, 1, result + r * LANES);
     }
@@ -520,9 +521,9 @@ static void panel_8(const uint8_t *block, const uint8_t *second, int groups, con
     const int8_t *row = x->bytes;
     const float *factor = x->scale;
     for (int r = 0; r < rows; r++) store(result + r * LANES, all(0.0f));
-    for (int g = 0; g < groups; g++, block += 256, second += 256) {
+    for (int g = 0; g < groups; g++, block += BYTES_8, second += BYTES_8) {
         Ints w[8];
-        foresee(block, second, groups - g, 256);
+        foresee(block, second, groups - g, BYTES_8);
 #pragma GCC unroll 8
         for (int q = 0; q < 8; q++) {
             w[q] = two(block + 32 * q, second + 32 * q);
@@ -570,7 +571,7 @@ INLINE Floats load_some(const float *at, int count) {
 /* Outputs *output* to output + LANES, or to the last of them, of a product. */
 static void panel(const Product *product, int output, const Rounded *x, float *result) {
     int groups = product->inputs / GROUP, left = product->outputs - output;
-    int64_t apart = (int64_t)groups * (product->bits == 4 ? 160 : 256);
+    int64_t apart = (int64_t)groups * (product->bits == 4 ? BYTES_4 : BYTES_8);
     const uint8_t *block = product->blocks + output / PANEL * apart, *second = left > PANEL ? block + apart : block;
     if (product->bits == 4)
         panel_4(block, second, groups, x, result);
